@@ -1,0 +1,45 @@
+"""jaxbound: pure functions that turn JAX functions into interval and linear-bound transformers."""
+
+from jaxbound import relax, rules
+from jaxbound.adapters import per_example
+from jaxbound.bounds import LinearBound, Planes
+from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
+from jaxbound.methods.interval import ibp, layer_bounds
+from jaxbound.rules.activations import Elementwise, atomic
+from jaxbound.rules.registry import UnsupportedError
+from jaxbound.rules.relaxation import Affine, Relaxation
+from jaxbound.sets import Ball, Interval, contains, l1_ball, l2_ball, linf_ball, midpoint, radius, tightest
+from jaxbound.specs import identity_spec, margin_spec, worst_case_logits
+
+__version__ = "0.1.0"
+
+del rules
+
+__all__ = [
+    "Affine",
+    "Ball",
+    "Elementwise",
+    "Interval",
+    "LinearBound",
+    "Planes",
+    "Relaxation",
+    "UnsupportedError",
+    "atomic",
+    "contains",
+    "crown",
+    "crown_ibp",
+    "ibp",
+    "identity_spec",
+    "l1_ball",
+    "l2_ball",
+    "layer_bounds",
+    "linear_bounds",
+    "linf_ball",
+    "margin_spec",
+    "midpoint",
+    "per_example",
+    "radius",
+    "relax",
+    "tightest",
+    "worst_case_logits",
+]

@@ -1,0 +1,1 @@
+"""One file per bounding method; each turns a function into a bound function of the same arguments."""

@@ -1,0 +1,213 @@
+"""Backward linear bounds: CROWN-IBP, full CROWN, and the coefficients themselves."""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound import relax
+from jaxbound.bounds import LinearBound, Planes
+from jaxbound.methods.interval import Propagation, Tighten, propagate
+from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
+from jaxbound.methods.replay import choose_lines, lower_rows
+from jaxbound.program import Program
+from jaxbound.rules.registry import Coefficient, Linear
+from jaxbound.sets import Array, Interval, Set, tightest
+
+Combine = Callable[[Interval, Interval], Interval]
+
+
+def crown_ibp(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) -> Callable:
+    """Turns a function into its CROWN-IBP bounds: interval bounds inside, one backward linear bound for the output.
+
+    Args:
+      fn: a JAX function of one example, as for `ibp`.
+      relu: the lines around ReLUs, one of `jaxbound.relax`. With `tight` the bounds are never looser than `ibp`'s
+        (with the same spec); with any other take `jaxbound.tightest` of both where that matters.
+
+    Returns:
+      `bound(*args, spec=None, **kwargs)` as for `ibp`: Intervals, or lower bounds [S] of the rows of a spec.
+
+    Raises:
+      UnsupportedError, ValueError: as for `ibp`.
+
+    Example:
+      >>> def model(x):
+      ...     return jnp.array([1.0, -1.0]) @ jnp.maximum(jnp.array([[1.0, -1.0], [1.0, 1.0]]) @ x, 0.0)
+      >>> box = jaxbound.linf_ball(jnp.array([0.5, 0.25]), 0.125)
+      >>> jaxbound.ibp(model)(box)
+      Interval(lower=Array(-1., dtype=float32), upper=Array(0., dtype=float32))
+      >>> jaxbound.crown_ibp(model)(box)
+      Interval(lower=Array(-0.75, dtype=float32), upper=Array(-0.25, dtype=float32))
+
+    References:
+      Zhang et al. 2020, arXiv:1906.06316.
+    """
+
+    @functools.wraps(fn)
+    def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
+        problem = prepare(fn, args, kwargs)
+        return _bounds(problem, propagate(problem.program, problem.sets, relu), spec, None)
+
+    return bound
+
+
+def crown(
+    fn: Callable,
+    *,
+    relu: relax.ReluStrategy = relax.adaptive,
+    chunk: int = 512,
+    combine: Combine = tightest,
+) -> Callable:
+    """Turns a function into its full CROWN bounds: every intermediate bound by a backward pass of its own.
+
+    Args:
+      fn: a JAX function of one example, as for `ibp`.
+      relu: the lines around ReLUs, one of `jaxbound.relax`.
+      chunk: how many rows (two for each neuron) go backwards at once; bounds the memory.
+      combine: (interval by propagation, interval by CROWN) -> the one used; `jaxbound.tightest` intersects them.
+
+    Returns:
+      `bound(*args, spec=None, **kwargs)` as for `ibp`. Inside a loop (`jax.lax.scan`) the intermediate bounds are
+      interval bounds, started from CROWN bounds of what enters the loop.
+
+    Raises:
+      UnsupportedError, ValueError: as for `ibp`; also a chunk below 1.
+
+    Example:
+      >>> def model(x):
+      ...     return jnp.array([1.0, -1.0]) @ jnp.maximum(jnp.array([[1.0, -1.0], [1.0, 1.0]]) @ x, 0.0)
+      >>> jaxbound.crown(model, chunk=64)(jaxbound.linf_ball(jnp.array([0.5, 0.25]), 0.125))
+      Interval(lower=Array(-0.75, dtype=float32), upper=Array(-0.25, dtype=float32))
+
+    References:
+      Zhang et al. 2018, arXiv:1811.00866.
+    """
+    if chunk < 1:
+        raise ValueError(f"chunk must be at least 1, got {chunk}")
+
+    @functools.wraps(fn)
+    def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
+        problem = prepare(fn, args, kwargs)
+        tighten = _tighten_by_crown(problem.program, problem.sets, chunk, combine)
+        return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, chunk)
+
+    return bound
+
+
+def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) -> Callable:
+    """Turns a function into the linear bounds behind CROWN-IBP: coefficients and biases instead of numbers.
+
+    Args:
+      fn: a JAX function of one example, as for `ibp`.
+      relu: the lines around ReLUs, one of `jaxbound.relax`.
+
+    Returns:
+      `planes(*args, spec=None, **kwargs)`, which returns
+      - without spec: `Planes(lower, upper)` for the one array that fn returns, coeffs [*out, *x.shape], bias [*out];
+      - with spec [S, *out]: a `LinearBound` with coeffs [S, *x.shape], bias [S].
+      The coefficients are not differentiable; `crown_ibp` is.
+
+    Raises:
+      UnsupportedError, ValueError: as for `ibp`; also an output of several arrays without a spec.
+
+    Example:
+      >>> box = jaxbound.linf_ball(jnp.array([0.5, 0.25]), 0.125)
+      >>> planes = jaxbound.linear_bounds(lambda x: jnp.maximum(x - 0.25, 0.0))(box)
+      >>> print(planes.upper.coeffs, planes.upper.bias)
+      [[1.  0. ]
+       [0.  0.5]] [-0.25   -0.0625]
+
+    References:
+      Zhang et al. 2020, arXiv:1906.06316.
+    """
+
+    @functools.wraps(fn)
+    def planes(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
+        problem = prepare(fn, args, kwargs)
+        relaxations = propagate(problem.program, problem.sets, relu).relaxations
+
+        def rows(spec: Sequence[Array]) -> LinearBound:
+            fixed = jax.lax.stop_gradient((relaxations, problem.sets, spec))
+            coeffs, bias, _ = choose_lines(problem.program, *fixed)
+            return LinearBound(problem.like_arguments(coeffs), bias)
+
+        if spec is not None:
+            return rows(problem.rows(spec))
+        shapes = jax.tree.leaves(problem.output)
+        if len(shapes) != 1:
+            raise ValueError(f"linear_bounds of a function that returns {len(shapes)} arrays needs a spec")
+        (shape,) = shapes
+        size = math.prod(shape.shape)
+        eye = jnp.eye(size, dtype=shape.dtype).reshape(size, *shape.shape)
+        lower, negative = (
+            jax.tree.map(lambda x: x.reshape(*shape.shape, *x.shape[1:]), rows([sign * eye])) for sign in (1, -1)
+        )
+        return Planes(lower, jax.tree.map(jnp.negative, negative))
+
+    return planes
+
+
+def _bounds(problem: Problem, propagation: Propagation, spec: Any, chunk: int | None) -> Any:
+    """The output's Intervals, or the lower bounds of a spec's rows."""
+    program, shapes = problem.program, jax.tree.leaves(problem.output)
+
+    def rows(spec: Sequence[Array]) -> Array:
+        return lower_rows(program, propagation.relaxations, problem.sets, spec)
+
+    if spec is not None:
+        spec = problem.rows(spec)
+        if chunk is None or spec[0].shape[0] <= chunk:
+            return rows(spec)
+        return jax.lax.map(lambda row: rows([x[None] for x in row])[0], spec, batch_size=chunk)
+    boxes = []
+    for k, shape in enumerate(shapes):
+        others = [jnp.zeros(other.shape, other.dtype) for other in shapes]
+        boxes.append(_unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunk))
+    return jax.tree.unflatten(jax.tree.structure(problem.output), [valid_interval(*box) for box in boxes])
+
+
+def _unit_rows(rows: Callable[[Array], Array], shape: jax.ShapeDtypeStruct, chunk: int | None) -> Interval:
+    """Lower and upper bounds of every element of an array, one row for each, made in chunks."""
+    size = math.prod(shape.shape)
+
+    def bound(index: Array) -> Array:
+        unit = jax.nn.one_hot(index % size, size, dtype=shape.dtype).reshape(shape.shape)
+        return rows(jnp.where(index < size, unit, -unit))[0]
+
+    index = jnp.arange(2 * size)
+    values = jax.vmap(bound)(index) if chunk is None else jax.lax.map(bound, index, batch_size=min(chunk, 2 * size))
+    return Interval(values[:size].reshape(shape.shape), -values[size:].reshape(shape.shape))
+
+
+def _tighten_by_crown(program: Program, sets: Sequence[Set], chunk: int, combine: Combine) -> Tighten:
+    region = dict(zip(program.inputs, sets, strict=True))
+
+    def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:
+        cone = program.cone([slot])
+        inside = [region[k] for k in cone.inputs]
+        if _is_exact(cone):
+            return box
+        needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
+        shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
+        found = _unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, chunk)
+        return combine(box, found)
+
+    return tighten
+
+
+def _is_exact(cone: Program) -> bool:
+    """Whether interval propagation through these equations is exact: a chain with at most one mixing of elements."""
+    is_open, mixing = cone.open_slots(), 0
+    for equation in cone.equations:
+        mask = [slot in is_open for slot in equation.inputs]
+        rule = None if equation.name == "scan" else rule_of(equation, mask)
+        if not isinstance(rule, Linear | Coefficient) or sum(mask) != 1:
+            return False
+        mixing += not rule.carries
+        if isinstance(rule, Linear) and not rule.carries:
+            return False
+    return mixing <= 1

@@ -1,0 +1,282 @@
+"""Interval bound propagation, and the walk that records one relaxation per nonlinear equation."""
+
+import dataclasses
+import functools
+import math
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.methods.problem import Problem, prepare, rule_of, rule_params, valid_interval
+from jaxbound.methods.replay import lower_rows
+from jaxbound.program import Equation, Program, Scan, walk
+from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, elementwise
+from jaxbound.rules.relaxation import Affine, Relaxation
+from jaxbound.sets import Array, Ball, Interval, Set, bounding_box, dual_exponent, is_set, midpoint, radius, tightest
+
+# (slot, its interval bounds, relaxations so far) -> bounds that are at least as good.
+Tighten = Callable[[int, Interval, Mapping[int, Any]], Interval]
+
+
+@dataclasses.dataclass(frozen=True)
+class Propagation:
+    """What the interval walk leaves behind.
+
+    Attributes:
+      values: slot -> Interval, or Ball where an input is still one, or array where nothing depends on a set.
+      relaxations: first result's slot -> Relaxation (a mapping of stacked ones for a scan). Empty without `relu`.
+      layers: label -> the Interval that a nonlinear equation met.
+      cuts: the slots of all nonlinear results.
+    """
+
+    values: Mapping[int, Any]
+    relaxations: Mapping[int, Any]
+    layers: Mapping[str, Interval]
+    cuts: Sequence[int] = ()
+
+    def boxes(self, slots: Sequence[int]) -> list[Interval]:
+        """The values of some slots as Intervals."""
+        return [_as_interval(self.values[slot]) for slot in slots]
+
+
+def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: Tighten | None = None) -> Propagation:
+    """Walks a program over sets.
+
+    Args:
+      program: a specialised program.
+      sets: one for each input.
+      relu: the strategy for ReLUs; None records no relaxations.
+      tighten: improves the interval of every operand of a nonlinear equation before it is used.
+    """
+    relaxations: dict[int, Any] = {}
+    layers: dict[str, Interval] = {}
+    tightened: dict[int, Interval] = {}
+    cuts: list[int] = []
+
+    def improved(slot: int, value: Any) -> Any:
+        if tighten is None or not is_set(value):
+            return value
+        if slot not in tightened:
+            tightened[slot] = tighten(slot, bounding_box(value), relaxations)
+        return tightened[slot]
+
+    def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
+        if equation.name == "scan":
+            cuts.extend(equation.outputs)
+            operands = [improved(slot, x) for slot, x in zip(equation.inputs, operands, strict=True)]
+            results, inner = _propagate_scan(equation, operands, mask, relu)
+            relaxations[equation.outputs[0]] = inner.relaxations
+            prefix = _label(equation, len(layers))
+            layers.update({f"{prefix}/{name}": box for name, box in inner.layers.items()})
+            return results
+        rule = rule_of(equation, mask)
+        if isinstance(rule, Linear):
+            return _linear(rule, equation, operands, mask)
+        if isinstance(rule, Coefficient):
+            return [_coefficient(rule, equation, operands, mask)]
+        cuts.extend(equation.outputs)
+        operands = [
+            bounding_box(improved(slot, x)) if flag else x
+            for slot, x, flag in zip(equation.inputs, operands, mask, strict=True)
+        ]
+        for box in (x for x, flag in zip(operands, mask, strict=True) if flag):
+            layers[_label(equation, len(layers))] = box
+        result = rule.interval(*operands, **rule_params(equation))
+        if relu is not None:
+            relaxations[equation.outputs[0]] = _relax(rule, equation, operands, result, relu)
+        return [result]
+
+    return Propagation(walk(program, sets, handler), relaxations, layers, cuts)
+
+
+def _label(equation: Equation, index: int) -> str:
+    return f"{index:03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
+
+
+def _as_interval(value: Any) -> Interval:
+    return bounding_box(value) if is_set(value) else Interval(value, value)
+
+
+def _relax(rule: Nonlinear, equation: Equation, operands: list[Any], result: Interval, relu: Any) -> Relaxation:
+    """A rule's relaxation; constant lines where its numbers are not finite, NaN where the interval itself is invalid."""
+    shape = jnp.shape(result.lower)
+
+    def guarded(side: Affine, end: Array) -> Affine:
+        usable = jnp.isfinite(side.intercept)
+        if rule.evaluate is elementwise:  # slopes are elementwise too
+            usable = functools.reduce(lambda a, s: a & jnp.isfinite(s), side.slopes, usable)
+            side = side._replace(slopes=tuple(jnp.where(usable, s, 0) for s in side.slopes))
+            return side._replace(intercept=jnp.broadcast_to(jnp.where(usable, side.intercept, end), shape))
+        return side._replace(intercept=jnp.broadcast_to(side.intercept, shape))
+
+    lines = rule.relax(*operands, relu=relu, **rule_params(equation))
+    invalid = ~(result.lower <= result.upper)
+    lines = Relaxation(guarded(lines.lower, result.lower), guarded(lines.upper, result.upper))
+    return Relaxation(*(side._replace(intercept=jnp.where(invalid, jnp.nan, side.intercept)) for side in lines))
+
+
+# Intervals through linear equations.
+
+
+def _linear(rule: Linear, equation: Equation, operands: list[Any], mask: Sequence[bool]) -> Sequence[Set]:
+    if rule.carries and sum(mask) == 1 and any(isinstance(x, Ball) for x in operands):
+        return _carried(rule, equation, operands)
+    ends = []
+    for end in (0, 1):
+        chosen = [
+            (x if rule.sign(k) > 0 else x[::-1])[end] if flag else x
+            for k, (x, flag) in enumerate(zip(map(_boxed, operands), mask, strict=True))
+        ]
+        ends.append(equation.apply(*chosen))
+    return [Interval(lower, upper) for lower, upper in zip(*ends, strict=True)]
+
+
+def _boxed(x: Any) -> Any:
+    return bounding_box(x) if is_set(x) else x
+
+
+def _carried(rule: Linear, equation: Equation, operands: list[Any]) -> Sequence[Ball]:
+    """A ball stays one: the operation on its centre, and on its radius with the other terms left out."""
+    (k, ball), = ((k, x) for k, x in enumerate(operands) if isinstance(x, Ball))
+    others = [jnp.zeros_like(x) if rule.is_linear_in(i) else x for i, x in enumerate(operands)]
+    centers = equation.apply(*operands[:k], ball.center, *operands[k + 1 :])
+    radii = equation.apply(*others[:k], ball.radius, *others[k + 1 :])
+    clips = [None] * len(centers)
+    if ball.clip is not None:
+        mask = [i == k for i in range(len(operands))]
+        clips = _linear(rule, equation, [*operands[:k], ball.clip, *operands[k + 1 :]], mask)
+    return [Ball(c, jnp.abs(r), ball.p, clip) for c, r, clip in zip(centers, radii, clips, strict=True)]
+
+
+def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mask: Sequence[bool]) -> Set:
+    k = mask.index(True)
+    x, size = operands[k], jnp.abs(operands[1 - k])
+
+    def apply(value: Array, weight: Array) -> Array:
+        return equation.apply(*((value, weight) if k == 0 else (weight, value)))[0]
+
+    if isinstance(x, Ball) and rule.carries:
+        clip = None if x.clip is None else _coefficient(rule, equation, [*operands[:k], x.clip, *operands[k + 1 :]], mask)
+        return Ball(apply(x.center, operands[1 - k]), apply(x.radius, size), x.p, clip)
+    box = bounding_box(x)
+    center, width = apply(midpoint(box), operands[1 - k]), apply(radius(box), size)
+    result = Interval(center - width, center + width)
+    if isinstance(x, Interval):
+        return result
+    q = dual_exponent(x.p)
+    if math.isinf(q):
+        return result
+    power = apply(x.radius**q, size**q)
+    reach = jnp.where(power > 0, jnp.where(power > 0, power, 1) ** (1 / q), 0)
+    center = apply(x.center, operands[1 - k])
+    ball = Interval(center - reach, center + reach)
+    return ball if x.clip is None else tightest(ball, result)
+
+
+# Loops.
+
+
+def _propagate_scan(
+    equation: Equation, operands: list[Any], mask: Sequence[bool], relu: Any
+) -> tuple[Sequence[Any], Propagation]:
+    scan = Scan.of(equation)
+    flags = scan.open_inputs(mask)
+    operands = [_as_interval(x) if flag else x for x, flag in zip(operands, flags, strict=True)]
+    consts, carries, slices = scan.split(operands)
+    results_open = scan.open_outputs(mask)
+
+    def step(carry: list[Any], sliced: list[Any]) -> tuple[list[Any], tuple[list[Any], Any, Any]]:
+        arguments = (*consts, *carry, *sliced)
+        body = scan.body.specialize([None if flag else x for x, flag in zip(arguments, flags, strict=True)])
+        inner = propagate(body, [x for x, flag in zip(arguments, flags, strict=True) if flag], relu)
+        outputs = [
+            _as_interval(inner.values[slot]) if flag else inner.values[slot]
+            for slot, flag in zip(body.outputs, results_open, strict=True)
+        ]
+        rest = (outputs[scan.num_carry :], inner.relaxations, inner.layers)
+        return outputs[: scan.num_carry], rest
+
+    carries, (stacked, relaxations, layers) = jax.lax.scan(step, carries, slices, **scan.options)
+    return [*carries, *stacked], Propagation({}, relaxations, layers)
+
+
+# Public transforms.
+
+
+def ibp(fn: Callable) -> Callable:
+    """Turns a function into its interval bound propagation: sets in, the interval of every output out.
+
+    Exact for one layer, loose but cheap (two forward passes) for many. With a spec the last linear layers are bounded
+    together with it ("elision"), which is tighter.
+
+    Args:
+      fn: a JAX function of one example. Any leaf of its arguments may be a set when the bound function is called; all
+        others are constants.
+
+    Returns:
+      `bound(*args, spec=None, **kwargs)`, a function of the arguments of `fn` that returns
+      - without spec: an Interval for each array of fn's output, lower <= fn(x) <= upper;
+      - with spec [S, *out] (a pytree like the output): lower bounds [S] of <spec[s], fn(x)>.
+      Invalid numbers (NaN, lower > upper) become (-inf, inf).
+
+    Raises:
+      UnsupportedError: fn contains something without a rule, or a set where only constants may be.
+      ValueError: no argument is a set, a set is invalid, or the spec has a wrong shape.
+
+    Example:
+      >>> def model(x):
+      ...     return jnp.maximum(jnp.array([[1.0, -1.0], [2.0, 1.0]]) @ x, 0.0)
+      >>> jaxbound.ibp(model)(jaxbound.linf_ball(jnp.array([0.5, 0.5]), 0.25))
+      Interval(lower=Array([0.  , 0.75], dtype=float32), upper=Array([0.5 , 2.25], dtype=float32))
+
+    References:
+      Gowal et al. 2018, arXiv:1810.12715.
+    """
+
+    @functools.wraps(fn)
+    def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
+        problem = prepare(fn, args, kwargs)
+        propagation = propagate(problem.program, problem.sets)
+        if spec is not None:
+            return _elided(problem, propagation, spec)
+        boxes = [valid_interval(*box) for box in propagation.boxes(problem.program.outputs)]
+        return jax.tree.unflatten(jax.tree.structure(problem.output), boxes)
+
+    return bound
+
+
+def _elided(problem: Problem, propagation: Propagation, spec: Any) -> Array:
+    """A linear bound run from the spec back to the last nonlinear results, concretised on their intervals."""
+    program = problem.program
+    tail = program.cone(program.outputs, propagation.cuts)
+    return lower_rows(tail, {}, [propagation.values[slot] for slot in tail.inputs], problem.rows(spec))
+
+
+def layer_bounds(fn: Callable) -> Callable:
+    """Turns a function into the intervals that its nonlinear operations meet (pre-activation bounds, by IBP).
+
+    Args:
+      fn: as for `ibp`.
+
+    Returns:
+      `layers(*args, **kwargs)`, which returns a dictionary from a label "index operation file.py:line" (the user's
+      source) to an Interval, in the order of evaluation; inside a loop stacked over its steps.
+
+    Example:
+      >>> layers = jaxbound.layer_bounds(jax.nn.relu)(jaxbound.linf_ball(jnp.array([0.5]), 0.25))
+      >>> [label.split()[1] for label in layers], *layers.values()
+      (['max'], Interval(lower=Array([0.25], dtype=float32), upper=Array([0.75], dtype=float32)))
+
+    References:
+      Shi et al. 2021, arXiv:2103.17268.
+    """
+
+    @functools.wraps(fn)
+    def layers(*args: Any, **kwargs: Any) -> dict[str, Interval]:
+        problem = prepare(fn, args, kwargs)
+        return dict(propagate(problem.program, problem.sets).layers)
+
+    return layers

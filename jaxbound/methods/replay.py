@@ -1,0 +1,195 @@
+"""Linear bounds by replaying a program with its relaxations in place: choose lines, then evaluate them.
+
+Choose. With every nonlinear equation replaced by one of its two lines the program is affine, and JAX's own `vjp` of it,
+taken with the rows of a spec, is the CROWN recursion: positive cotangents go through the lower line, negative ones
+through the upper line. Every constant on the way is multiplied by a scalar tap `one`, whose cotangent collects the bias;
+every nonlinear result gets a zero `delta` added, whose cotangent tells which line each row took.
+
+Evaluate. By the envelope theorem each row's bound is also the value of the program at the row's worst input with the
+chosen lines in place: an ordinary forward pass. `graft` takes the value from the first and the derivative from the
+second, which is exact to first order and much cheaper than differentiating the recursion.
+"""
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.bounds import lower_value, worst_input
+from jaxbound.methods.problem import rule_of, rule_params, valid_lower
+from jaxbound.program import Equation, Program, Scan, walk
+from jaxbound.rules.registry import Linear, Nonlinear
+from jaxbound.rules.relaxation import Relaxation
+from jaxbound.sets import Array, Interval, Set
+
+# Per nonlinear equation, by its first result's slot: a relaxation, or for a scan such a mapping stacked over its steps.
+Nodes = Mapping[int, Any]
+Node = Callable[[Callable[..., Array], Any, Array, Sequence[Array]], Array]
+
+
+def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]) -> Array:
+    """Lower bounds of the rows of a spec over the sets, differentiable.
+
+    Args:
+      program: a specialised program.
+      relaxations: for every nonlinear equation in it.
+      sets: one for each input.
+      spec: [S, *out] for each output.
+
+    Returns:
+      [S].
+    """
+    fixed = jax.lax.stop_gradient
+    coeffs, bias, signs = choose_lines(fixed_program(program), fixed(relaxations), fixed(list(sets)), fixed(list(spec)))
+    value = lower_value(coeffs, bias, fixed(list(sets)))
+    rows = jax.vmap(functools.partial(_evaluate, program, relaxations, sets))(spec, coeffs, signs)
+    return valid_lower(graft(value, rows))
+
+
+def fixed_program(program: Program) -> Program:
+    """The program with constants that are not differentiated."""
+    constants = {slot: jax.lax.stop_gradient(value) for slot, value in program.constants.items()}
+    return Program(program.equations, constants, program.inputs, program.outputs)
+
+
+@jax.custom_jvp
+def graft(value: Array, other: Array) -> Array:
+    """The value of the first argument with the derivative of the second."""
+    del other
+    return value
+
+
+@graft.defjvp
+def _graft_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    return graft(*primals), tangents[1]
+
+
+def choose_lines(
+    program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]
+) -> tuple[list[Array], Array, Nodes]:
+    """Coefficients [S, *x.shape] per set, bias [S], and which line each row took, [S, ...] per nonlinear result."""
+    inputs = [jnp.zeros_like(s.lower if isinstance(s, Interval) else s.center) for s in sets]
+    one = jnp.ones((), jnp.result_type(*spec))
+    deltas = _each(relaxations, lambda r: jnp.zeros_like(r.lower.intercept))
+
+    def affine(inputs: list[Array], one: Array, deltas: Nodes) -> list[Array]:
+        return replay(program, inputs, one, _paired(relaxations, deltas), _relaxed)
+
+    _, pullback = jax.vjp(affine, inputs, one, deltas)
+    coeffs, bias, signs = jax.vmap(lambda row: pullback(row))(list(spec))
+    return coeffs, bias, jax.tree.map(lambda ct: ct >= 0, signs)
+
+
+def _evaluate(
+    program: Program, relaxations: Nodes, sets: Sequence[Set], row: list[Array], coeffs: list[Array], signs: Nodes
+) -> Array:
+    worst = [worst_input(c, s) for c, s in zip(coeffs, sets, strict=True)]
+    one = jnp.ones((), jnp.result_type(*row))
+    outputs = replay(program, worst, one, _paired(relaxations, signs), _chosen)
+    return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
+
+
+def _each(relaxations: Nodes, fn: Callable[[Relaxation], Any]) -> dict[int, Any]:
+    return {slot: _each(r, fn) if isinstance(r, Mapping) else fn(r) for slot, r in relaxations.items()}
+
+
+def _paired(relaxations: Nodes, others: Nodes) -> dict[int, Any]:
+    return {
+        slot: _paired(r, others[slot]) if isinstance(r, Mapping) else (r, others[slot])
+        for slot, r in relaxations.items()
+    }
+
+
+# What stands in for a nonlinear equation. `apply(affine, one, *operands)` is the rule's reading of one line.
+
+
+def _relaxed(apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]) -> Array:
+    """Upper line forwards; backwards, positive cotangents through the lower and negative ones through the upper."""
+    relaxation, delta = state
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (one, *operands)]
+
+    @jax.custom_vjp
+    def node(relaxation: Relaxation, *arguments: Array) -> Array:
+        return apply(relaxation.upper, *arguments)
+
+    def forward(relaxation: Relaxation, *arguments: Array) -> tuple[Array, Relaxation]:
+        return node(relaxation, *arguments), relaxation
+
+    def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
+        down = jax.linear_transpose(functools.partial(apply, relaxation.lower), *shapes)(jnp.maximum(ct, 0))
+        up = jax.linear_transpose(functools.partial(apply, relaxation.upper), *shapes)(jnp.minimum(ct, 0))
+        return None, *(a + b for a, b in zip(down, up, strict=True))
+
+    node.defvjp(forward, backward)
+    return node(relaxation, one, *operands) + delta
+
+
+def _chosen(apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]) -> Array:
+    """The line that a row took."""
+    relaxation, takes_lower = state
+    return jnp.where(takes_lower, apply(relaxation.lower, one, *operands), apply(relaxation.upper, one, *operands))
+
+
+# The program itself.
+
+
+def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes, node: Node) -> list[Array]:
+    """The outputs of a program with `node` in place of every nonlinear equation; linear in inputs and tap together."""
+
+    def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
+        if equation.name == "scan":
+            return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], node)
+        rule = rule_of(equation, mask)
+        if isinstance(rule, Nonlinear):
+            apply = functools.partial(_read, rule, rule_params(equation))
+            open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
+            return [node(apply, states[equation.outputs[0]], one, open_operands)]
+        if isinstance(rule, Linear):
+            operands = [
+                x if flag or not rule.is_linear_in(k) else _tapped(x, one)
+                for k, (x, flag) in enumerate(zip(operands, mask, strict=True))
+            ]
+        return equation.apply(*operands)
+
+    values, is_open = walk(program, inputs, handler), program.open_slots()
+    return [values[slot] if slot in is_open else _tapped(values[slot], one) for slot in program.outputs]
+
+
+def _read(rule: Nonlinear, params: Mapping[str, Any], affine: Any, one: Array, *operands: Array) -> Array:
+    return rule.evaluate(affine, one, *operands, **params)
+
+
+def _tapped(constant: Array, one: Array) -> Array:
+    return constant * one.astype(jnp.result_type(constant))
+
+
+def _replay_scan(
+    equation: Equation, operands: list[Array], mask: Sequence[bool], one: Array, states: Nodes, node: Node
+) -> Sequence[Array]:
+    scan = Scan.of(equation)
+    mask_consts, mask_carry, mask_slices = scan.split(scan.open_inputs(mask))
+    consts, carries, slices = scan.split(operands)
+    given = mask[scan.num_consts :]
+    carries = [
+        _tapped(jnp.asarray(x), one) if later and not now else x
+        for x, later, now in zip(carries, mask_carry, given, strict=False)
+    ]
+
+    def step(carry: list[Array], scanned: tuple[list[Array], Nodes]) -> tuple[list[Array], list[Array]]:
+        slices, states = scanned
+        flags = (*mask_consts, *mask_carry, *mask_slices)
+        arguments = (*consts, *carry, *slices)
+        body = scan.body.specialize([None if flag else x for x, flag in zip(arguments, flags, strict=True)])
+        is_open = body.open_slots()
+        inputs = [x for x, flag in zip(arguments, flags, strict=True) if flag]
+        outputs = replay(body, inputs, one, states, node)
+        untouched = [slot in is_open or flag for slot, flag in zip(body.outputs, scan.open_outputs(mask), strict=True)]
+        outputs = [
+            x if keep else body.constants[slot] for x, keep, slot in zip(outputs, untouched, body.outputs, strict=True)
+        ]
+        return outputs[: scan.num_carry], outputs[scan.num_carry :]
+
+    carries, stacked = jax.lax.scan(step, carries, (slices, dict(states)), **scan.options)
+    return [*carries, *stacked]

@@ -1,0 +1,189 @@
+"""Activations that arrive as one named call, and `atomic`, which makes such calls of a user's own functions.
+
+A named call is kept whole only if its program is the one that the reference function has; anything else that bears the
+name is inlined and bounded primitive by primitive.
+"""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.rules.piecewise import clip_interval, relax_clip
+from jaxbound.rules.registry import Nonlinear
+from jaxbound.rules.relaxation import Relaxation, Scalar, concave, convex, parallel, sigmoidal
+from jaxbound.rules.smooth import derivative, increasing
+from jaxbound.sets import Array, Interval
+
+
+class Elementwise(NamedTuple):
+    """A rule for `atomic`: how to bound an elementwise function of one or more arrays.
+
+    Attributes:
+      interval: (*operands) -> Interval that contains f; operands that depend on a set are Intervals, others arrays.
+      relax: (*operands) -> `Relaxation`: lower and upper `Affine` with one slope for each operand that is a set, and
+        lower <= f <= upper wherever the operands lie in their intervals.
+    """
+
+    interval: Callable[..., Interval]
+    relax: Callable[..., Relaxation]
+
+
+class Named(NamedTuple):
+    """A function known by name.
+
+    Attributes:
+      reference: the function itself, of one array and numbers.
+      holes: distinctive numbers to trace it with; what stands in their place in a user's call is passed to `rule`.
+      rule: numbers -> Nonlinear.
+    """
+
+    reference: Callable[..., Any]
+    holes: tuple[float, ...]
+    rule: Callable[..., Nonlinear]
+
+
+_NAMED: dict[str, Named] = {}
+_COUNTER = itertools.count()
+
+
+def named(name: str) -> Named | None:
+    """What is known about a call of this name."""
+    return _NAMED.get(name)
+
+
+def atomic(fn: Callable, rule: Elementwise) -> Callable:
+    """Gives an elementwise function a rule of its own, in place of those of the primitives that it is made of.
+
+    The result is called like `fn` and computes the same; every bound transform uses `rule` for it. Check the rule by
+    `jaxbound.testing.check_rule`.
+
+    Args:
+      fn: an elementwise function of one or more arrays of one shape.
+      rule: its interval function and relaxation.
+
+    Returns:
+      A function like `fn`.
+
+    Example:
+      >>> def cube(x):
+      ...     return x**3
+      >>> def interval(x):
+      ...     return jaxbound.Interval(cube(x.lower), cube(x.upper))
+      >>> def relax(x):
+      ...     flat = jnp.zeros_like(x.lower)
+      ...     return jaxbound.Relaxation(*(jaxbound.Affine((flat,), end) for end in interval(x)))
+      >>> bounded_cube = jaxbound.atomic(cube, jaxbound.Elementwise(interval, relax))
+      >>> jaxbound.ibp(bounded_cube)(jaxbound.Interval(jnp.array(-1.0), jnp.array(2.0)))
+      Interval(lower=Array(-1., dtype=float32), upper=Array(8., dtype=float32))
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Array) -> Array:
+        return fn(*args)
+
+    label = getattr(fn, "__name__", "function")
+    call.__name__ = f"atomic_{label}_{next(_COUNTER)}"
+    whole = Nonlinear(lambda *x, **_: rule.interval(*x), lambda *x, **_: rule.relax(*x))
+    _NAMED[call.__name__] = Named(fn, (), lambda: whole)
+    return functools.wraps(fn)(jax.jit(call))
+
+
+# Rules of the activations of jax.nn that arrive by name.
+
+
+def _leaky(slope: Array) -> Nonlinear:
+    def fn(v: Array) -> Array:
+        return jnp.where(v > 0, v, slope * v)
+
+    def relax(x: Interval, *, relu: Any, **_: Any) -> Relaxation:
+        if 0 <= slope <= 1:
+            return relu(x, slope)
+        bend = jnp.clip(jnp.zeros_like(x.lower), x.lower, x.upper)
+        kind = convex if slope < 0 else concave
+        return kind(x, fn, lambda v: jnp.where(v > 0, 1, jnp.full_like(v, slope)), bend)
+
+    return Nonlinear(lambda x, **_: _range(x, fn, (0.0,)), relax)
+
+
+def _elu(alpha: Array) -> Nonlinear:
+    """Increasing; the slope jumps from alpha to 1 at zero, which leaves it convex if alpha <= 1."""
+    fn = functools.partial(jax.nn.elu, alpha=alpha)
+    if alpha <= 1:
+        return increasing(fn, convex)
+    return curved(fn, (), lambda s: [jnp.zeros_like(s), jnp.log(jnp.maximum(s / alpha, jnp.finfo(s.dtype).tiny))])
+
+
+def _range(x: Interval, fn: Scalar, turning: Sequence[float]) -> Interval:
+    """The range of a function that is monotone between the given turning points."""
+    values = [fn(end) for end in x] + [fn(jnp.clip(point, x.lower, x.upper)) for point in turning]
+    return Interval(functools.reduce(jnp.minimum, values), functools.reduce(jnp.maximum, values))
+
+
+def curved(fn: Scalar, turning: Sequence[float], critical: Callable[[Array], Sequence[Array]]) -> Nonlinear:
+    """A function of any shape whose turning points and whose points of a given slope are known."""
+    slope = derivative(fn)
+    return Nonlinear(lambda x, **_: _range(x, fn, turning), lambda x, **_: parallel(x, fn, slope, critical), (0,))
+
+
+def wavy(fn: Scalar, turning: float, inflections: tuple[float, float]) -> Nonlinear:
+    """A function that is concave, convex and concave again, as silu, gelu and mish are.
+
+    Args:
+      fn: the function.
+      turning: its only minimum.
+      inflections: where its curvature changes sign; between them the slope grows, outside it falls.
+    """
+    slope, (left, right) = derivative(fn), inflections
+
+    def critical(s: Array) -> list[Array]:
+        far = 64.0  # beyond, these functions are straight lines in floating point
+        pieces = ((-far, left, -1), (left, right, 1), (right, far, -1))
+        return [_bisect(lambda v, sign=sign: sign * (slope(v) - s), low, high, s) for low, high, sign in pieces]
+
+    return curved(fn, (turning,), critical)
+
+
+def _bisect(grows: Scalar, low: float, high: float, like: Array) -> Array:
+    """Where an increasing function crosses zero between two numbers (one of the two if it does not)."""
+
+    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
+        low, high = bracket
+        middle = (low + high) / 2
+        positive = grows(middle) > 0
+        return jnp.where(positive, low, middle), jnp.where(positive, middle, high)
+
+    ends = (jnp.full_like(like, low), jnp.full_like(like, high))
+    low, high = jax.lax.fori_loop(0, jnp.finfo(like.dtype).nmant + 6, halve, ends)
+    # A critical point needs no derivative of its own: f(p) - s p is stationary there.
+    return jax.lax.stop_gradient((low + high) / 2)
+
+
+def _known(reference: Callable, rule: Nonlinear) -> Named:
+    return Named(reference, (), lambda: rule)
+
+
+_hard_silu = curved(jax.nn.hard_silu, (-1.5,), lambda s: [3 * s - 1.5, jnp.full_like(s, -3.0), jnp.full_like(s, 3.0)])
+_hard_tanh = Nonlinear(
+    lambda x, **_: clip_interval(-1.0, x, 1.0), lambda x, **_: relax_clip(-1.0, x, 1.0)
+)
+
+_NAMED |= {
+    "leaky_relu": Named(jax.nn.leaky_relu, (0.3125,), _leaky),
+    "elu": Named(jax.nn.elu, (0.3125,), _elu),
+    "celu": Named(jax.nn.celu, (0.3125,), lambda alpha: increasing(functools.partial(jax.nn.celu, alpha=alpha), convex)),
+    "selu": _known(jax.nn.selu, curved(jax.nn.selu, (), lambda s: [
+        jnp.zeros_like(s), jnp.log(jnp.maximum(s / (1.0507009873554805 * 1.6732632423543772), jnp.finfo(s.dtype).tiny))
+    ])),
+    "silu": _known(jax.nn.silu, wavy(jax.nn.silu, -1.278464542761074, (-2.399357280520, 2.399357280520))),
+    "mish": _known(jax.nn.mish, wavy(jax.nn.mish, -1.1924312145154952, (-2.2563763963, 1.4907))),
+    "softplus": _known(jax.nn.softplus, increasing(jax.nn.softplus, convex)),
+    "squareplus": _known(jax.nn.squareplus, increasing(jax.nn.squareplus, convex)),
+    "sparse_plus": _known(jax.nn.sparse_plus, increasing(jax.nn.sparse_plus, convex)),
+    "soft_sign": _known(jax.nn.soft_sign, increasing(jax.nn.soft_sign, sigmoidal)),
+    "hard_silu": _known(jax.nn.hard_silu, _hard_silu),
+    "hard_tanh": _known(jax.nn.hard_tanh, _hard_tanh),
+}

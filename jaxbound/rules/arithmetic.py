@@ -1,0 +1,182 @@
+"""Sums, products, quotients and contractions."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
+from jaxbound.rules.relaxation import Affine, Relaxation, choose, constant, convex, line
+from jaxbound.sets import Array, Interval, midpoint, radius
+
+register("neg", Linear((0,), signs=(-1,), carries=True))
+register("add", Linear(carries=True))
+register("add_any", Linear(carries=True))
+register("sub", Linear(signs=(1, -1), carries=True))
+
+
+# Products of two sets: McCormick's planes.
+
+
+def corners(x: Interval, y: Interval) -> Interval:
+    """The exact range of x * y."""
+    ends = [a * b for a in x for b in y]
+    return Interval(jnp.minimum(*_pairs(jnp.minimum, ends)), jnp.maximum(*_pairs(jnp.maximum, ends)))
+
+
+def _pairs(fn: Callable, ends: list[Array]) -> tuple[Array, Array]:
+    return fn(ends[0], ends[1]), fn(ends[2], ends[3])
+
+
+def mccormick(x: Interval, y: Interval) -> Relaxation:
+    """Planes around x * y: the pair through the lower corner below, through the mixed corner above.
+
+    (x - lx)(y - ly) >= 0 gives x y >= ly x + lx y - lx ly; (ux - x)(y - ly) >= 0 gives x y <= ly x + ux y - ux ly.
+    Of each pair of valid planes the one that is better at the centre is taken.
+    """
+    centre = (midpoint(x), midpoint(y))
+
+    def plane(a: Array, b: Array) -> Affine:
+        return Affine((b, a), -a * b)  # b x + a y - a b
+
+    def better(first: Affine, second: Affine, sign: int) -> Affine:
+        gap = sum(s * c for s, c in zip(first.slopes, centre, strict=True)) + first.intercept
+        gap -= sum(s * c for s, c in zip(second.slopes, centre, strict=True)) + second.intercept
+        return jax.tree.map(lambda p, q: jnp.where(sign * gap >= 0, p, q), first, second)
+
+    lower = better(plane(x.lower, y.lower), plane(x.upper, y.upper), 1)
+    upper = better(plane(x.upper, y.lower), plane(x.lower, y.upper), -1)
+    return Relaxation(lower, upper)
+
+
+def _product(x: Any, y: Any, **_: Any) -> Interval:
+    return corners(x, y)
+
+
+register(
+    "mul", Coefficient(carries=True), Nonlinear(_product, lambda x, y, **_: mccormick(x, y))
+)
+
+
+# Quotients: a set over a constant is linear, everything else goes through 1 / y.
+
+
+def reciprocal_interval(y: Interval, **_: Any) -> Interval:
+    """The range of 1 / y; (-inf, inf) where y can be zero."""
+    usable = (y.lower > 0) | (y.upper < 0)
+    low, high = (jnp.where(usable, end, 1) for end in y)
+    return Interval(jnp.where(usable, 1 / high, -jnp.inf), jnp.where(usable, 1 / low, jnp.inf))
+
+
+def relax_reciprocal(y: Interval, **_: Any) -> Relaxation:
+    """Chord and tangent of 1 / y where y keeps its sign, infinite elsewhere."""
+    positive, negative = y.lower > 0, y.upper < 0
+    # The mirror image of a negative interval is positive, and 1 / y = -(1 / -y).
+    size = Interval(*(jnp.where(positive, a, jnp.where(negative, -b, 1)) for a, b in (y, y[::-1])))
+    # The tangent at the geometric mean is parallel to the chord.
+    lines = convex(size, lambda v: 1 / v, lambda v: -1 / (v * v), at=jnp.sqrt(size.lower * size.upper))
+    below, above = lines
+    mirrored = Relaxation(line(above.slopes[0], -above.intercept), line(below.slopes[0], -below.intercept))
+    infinite = constant(y, jnp.full_like(y.lower, -jnp.inf), jnp.full_like(y.lower, jnp.inf))
+    return choose(positive | negative, choose(positive, lines, mirrored), infinite)
+
+
+def _quotient(x: Any, y: Interval, **_: Any) -> Interval:
+    return corners(_box(x), reciprocal_interval(y))
+
+
+def _relax_quotient(x: Any, y: Interval, **_: Any) -> Relaxation:
+    inverse, lines = reciprocal_interval(y), relax_reciprocal(y)
+    if not isinstance(x, Interval):  # a constant over a set: its sign decides which line is which
+        sides = choose(jnp.broadcast_to(x >= 0, y.lower.shape), lines, Relaxation(lines.upper, lines.lower))
+        return jax.tree.map(lambda part: x * part, sides)
+    planes = mccormick(x, inverse)
+    return Relaxation(_substituted(planes.lower, lines), _substituted(planes.upper, Relaxation(lines[1], lines[0])))
+
+
+def _substituted(plane: Affine, lines: Relaxation) -> Affine:
+    """a x + b r + c with r replaced by its first line where b >= 0, by its second elsewhere."""
+    a, b = plane.slopes
+    slope, intercept = (
+        jnp.where(b >= 0, p, q) for p, q in zip(jax.tree.leaves(lines.lower), jax.tree.leaves(lines.upper), strict=True)
+    )
+    return Affine((a, b * slope), b * intercept + plane.intercept)
+
+
+def _box(x: Any) -> Interval:
+    return x if isinstance(x, Interval) else Interval(x, x)
+
+
+register("div", Coefficient((0,), carries=True), Nonlinear(_quotient, _relax_quotient))
+
+
+# Contractions: linear with one set; with two, McCormick for every product.
+
+_LARGEST_TABLE = 2**24  # elements; beyond it the products of a contraction are not written out
+
+
+def _centre_radius(op: Callable, x: Interval, y: Interval) -> Interval:
+    mx, rx, my, ry = midpoint(x), radius(x), midpoint(y), radius(y)
+    centre = op(mx, my)
+    width = op(jnp.abs(mx), ry) + op(rx, jnp.abs(my) + ry)
+    return Interval(centre - width, centre + width)
+
+
+def _dot(x: Array, y: Array, *, dimension_numbers: Any, precision: Any, **params: Any) -> Array:
+    preferred = params.get("preferred_element_type")
+    return jax.lax.dot_general(x, y, dimension_numbers, precision=precision, preferred_element_type=preferred)
+
+
+def _dot_interval(x: Interval, y: Interval, **params: Any) -> Interval:
+    """The corners' products summed where they fit in memory, centre and radius (looser) elsewhere."""
+    (contract_x, contract_y), (batch_x, batch_y) = params["dimension_numbers"]
+    table = math.prod(x.lower.shape) * math.prod(y.lower.shape)
+    table //= math.prod(x.lower.shape[axis] for axis in (*contract_x, *batch_x))
+    if table * math.prod(x.lower.shape[axis] for axis in contract_x) > _LARGEST_TABLE:
+        return _centre_radius(lambda a, b: _dot(a, b, **params), x, y)
+    left = Interval(*(_grouped(end, batch_x, contract_x, last=True) for end in x))
+    right = Interval(*(_grouped(end, batch_y, contract_y, last=False) for end in y))
+    products = corners(
+        Interval(left.lower[..., None], left.upper[..., None]),
+        Interval(right.lower[:, None], right.upper[:, None]),
+    )
+    shape = jax.eval_shape(lambda a, b: _dot(a, b, **params), x.lower, y.lower).shape
+    return Interval(*(jnp.sum(end, axis=2).reshape(shape) for end in products))
+
+
+def _grouped(x: Array, batch: Any, contract: Any, *, last: bool) -> Array:
+    """[batch, free, contracted] or [batch, contracted, free], each flattened."""
+    free = [axis for axis in range(x.ndim) if axis not in (*batch, *contract)]
+    middle, end = (free, contract) if last else (contract, free)
+    sizes = [math.prod(x.shape[axis] for axis in axes) for axes in (batch, middle, end)]
+    return jnp.transpose(x, (*batch, *middle, *end)).reshape(sizes)
+
+
+def _conv(x: Array, kernel: Array, **params: Any) -> Array:
+    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
+             "batch_group_count", "precision", "preferred_element_type")
+    return jax.lax.conv_general_dilated(x, kernel, **{name: params[name] for name in names})
+
+
+def _conv_interval(x: Interval, y: Interval, **params: Any) -> Interval:
+    return _centre_radius(lambda a, b: _conv(a, b, **params), x, y)
+
+
+def _contraction(op: Callable, interval: Callable) -> Nonlinear:
+    def relax(x: Interval, y: Interval, **params: Any) -> Relaxation:
+        # One pair of planes for all products: x y >= ly x + lx y - lx ly and x y <= ly x + ux y - ux ly.
+        below = Affine((y.lower, x.lower), -op(x.lower, y.lower, **params))
+        above = Affine((y.lower, x.upper), -op(x.upper, y.lower, **params))
+        return Relaxation(below, above)
+
+    def evaluate(affine: Affine, one: Array, x: Array, y: Array, **params: Any) -> Array:
+        with_x, with_y = affine.slopes
+        return op(x, with_x, **params) + op(with_y, y, **params) + one * affine.intercept
+
+    return Nonlinear(interval, relax, evaluate=evaluate)
+
+
+register("dot_general", Coefficient(), _contraction(_dot, _dot_interval))
+register("conv_general_dilated", Coefficient(), _contraction(_conv, _conv_interval))

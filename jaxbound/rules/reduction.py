@@ -1,0 +1,124 @@
+"""Sums, extremes over axes and windows, and running extremes."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound.rules.registry import Linear, Nonlinear, register
+from jaxbound.rules.relaxation import Affine, Relaxation, flipped, line
+from jaxbound.sets import Array, Interval
+
+register("reduce_sum", Linear((0,)))
+register("reduce_window_sum", Linear((0,)))
+register("cumsum", Linear((0,)))
+
+
+def _negated(x: Interval) -> Interval:
+    return Interval(-x.upper, -x.lower)
+
+
+# Maximum over axes: lower, the element with the largest lower end; upper, that element if it dominates all others,
+# else the largest upper end.
+
+
+def _weighted_sum(affine: Affine, one: Array, x: Array, *, axes: tuple[int, ...], **_: Any) -> Array:
+    return jnp.sum(affine.slopes[0] * x, axis=axes) + one * affine.intercept
+
+
+def _relax_max(x: Interval, axes: tuple[int, ...], **_: Any) -> Relaxation:
+    kept = [axis for axis in range(x.lower.ndim) if axis not in axes]
+    order = (*kept, *axes)
+    lower, upper = (jnp.transpose(end, order).reshape(*(end.shape[axis] for axis in kept), -1) for end in x)
+    chosen = jax.nn.one_hot(jnp.argmax(lower, axis=-1), lower.shape[-1], dtype=lower.dtype)
+    rival = jnp.max(jnp.where(chosen > 0, -jnp.inf, upper), axis=-1)
+    dominates = jnp.max(lower, axis=-1) >= rival
+    top = jnp.where(dominates, 0, jnp.max(upper, axis=-1))
+
+    def restore(weights: Array) -> Array:
+        shape = [x.lower.shape[axis] for axis in order]
+        return jnp.transpose(weights.reshape(shape), np.argsort(order))
+
+    below = line(restore(chosen), jnp.zeros_like(top))
+    return Relaxation(below, line(restore(chosen * dominates[..., None]), top))
+
+
+def _relax_min(x: Interval, **params: Any) -> Relaxation:
+    mirrored = _relax_max(_negated(x), **params)
+    # min(x) = -max(-x): the slopes meet two sign changes, the intercepts one.
+    sides = flipped(mirrored)
+    return Relaxation(*(Affine(tuple(-s for s in side.slopes), side.intercept) for side in sides))
+
+
+def _reduced(reduce: Any) -> Any:
+    return lambda x, *, axes, **_: Interval(reduce(x.lower, axis=axes), reduce(x.upper, axis=axes))
+
+
+register("reduce_max", Nonlinear(_reduced(jnp.max), _relax_max, (0,), _weighted_sum))
+register("reduce_min", Nonlinear(_reduced(jnp.min), _relax_min, (0,), _weighted_sum))
+
+
+# Pooling: a window is an axis once the shifted copies of the input are stacked.
+
+
+def _windows(x: Array, fill: float, params: dict[str, Any]) -> Array:
+    """All elements under each window: [prod(window), *out]."""
+    sizes, strides = params["window_dimensions"], params["window_strides"]
+    spread, dilation = params["base_dilation"], params["window_dilation"]
+    edges = [(low, high, step - 1) for (low, high), step in zip(params["padding"], spread, strict=True)]
+    padded = jax.lax.pad(x, jnp.asarray(fill, x.dtype), edges)
+    reach = [(size - 1) * step for size, step in zip(sizes, dilation, strict=True)]
+    copies = []
+    for corner in np.ndindex(*sizes):
+        start = [k * step for k, step in zip(corner, dilation, strict=True)]
+        stop = [n - r + s for n, r, s in zip(padded.shape, reach, start, strict=True)]
+        copies.append(jax.lax.slice(padded, start, stop, strides))
+    return jnp.stack(copies)
+
+
+def _pooled(fill: float, reduce: Any) -> Any:
+    def interval(x: Interval, **params: Any) -> Interval:
+        return Interval(*(reduce(_windows(end, fill, params), axis=0) for end in x))
+
+    return interval
+
+
+def _relax_pool(x: Interval, *, fill: float, relax: Any, **params: Any) -> Relaxation:
+    # Padding must not take part: at the far end of the order, but finite, for a slope of 0 must cancel it.
+    far = jnp.finfo(x.lower.dtype).max / 4 * np.sign(fill)
+    return relax(Interval(*(_windows(end, far, params) for end in x)), axes=(0,))
+
+
+def _weighted_windows(affine: Affine, one: Array, x: Array, **params: Any) -> Array:
+    return jnp.sum(affine.slopes[0] * _windows(x, 0.0, params), axis=0) + one * affine.intercept
+
+
+def _pool(name: str, fill: float, reduce: Any, relax: Any) -> None:
+    lines = functools.partial(_relax_pool, fill=fill, relax=relax)
+    register(name, Nonlinear(_pooled(fill, reduce), lines, (0,), _weighted_windows))
+
+
+_pool("reduce_window_max", -np.inf, jnp.max, _relax_max)
+_pool("reduce_window_min", np.inf, jnp.min, _relax_min)
+
+
+# Running extremes: the element itself on one side, the extreme so far on the other.
+
+
+def _running(name: str, fn: Any, upwards: bool) -> None:
+    def interval(x: Interval, **params: Any) -> Interval:
+        return Interval(*(fn(end, axis=params["axis"], reverse=params["reverse"]) for end in x))
+
+    def relax(x: Interval, **params: Any) -> Relaxation:
+        result = interval(x, **params)
+        own = line(jnp.ones_like(x.lower), jnp.zeros_like(x.lower))
+        flat = line(jnp.zeros_like(x.lower), result.upper if upwards else result.lower)
+        return Relaxation(own, flat) if upwards else Relaxation(flat, own)
+
+    register(name, Nonlinear(interval, relax, (0,)))
+
+
+_running("cummax", jax.lax.cummax, upwards=True)
+_running("cummin", jax.lax.cummin, upwards=False)

@@ -1,0 +1,134 @@
+"""What a primitive is: the kinds of rules, their lookup, and the error for what has none."""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from jaxbound.rules.relaxation import Affine, Relaxation
+from jaxbound.sets import Array, Interval
+
+
+class UnsupportedError(TypeError):
+    """A function contains something that jaxbound cannot bound. Says what, where in the user's code, what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """Jointly linear in the operands that may be sets; everything else is derived.
+
+    Attributes:
+      operands: positions that may depend on a set; None for all. A constant in one of them is part of the bias.
+      signs: +1 where the function grows with an operand, -1 where it falls; one for all, or one for each operand.
+      carries: every result is a constant plus a multiple of one element, and no element is read twice: the image of
+        an l_p ball under it is again one.
+    """
+
+    operands: tuple[int, ...] | None = None
+    signs: tuple[int, ...] = (1,)
+    carries: bool = False
+
+    def accepts(self, mask: Sequence[bool]) -> bool:
+        return self.operands is None or all(k in self.operands for k, is_set in enumerate(mask) if is_set)
+
+    def is_linear_in(self, position: int) -> bool:
+        return self.operands is None or position in self.operands
+
+    def sign(self, position: int) -> int:
+        return self.signs[min(position, len(self.signs) - 1)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Coefficient:
+    """Linear in exactly one operand that is a set, with the other operand (a constant) as coefficients.
+
+    Attributes:
+      operands: positions that may be the set.
+      carries: as for `Linear`: an elementwise scaling.
+    """
+
+    operands: tuple[int, ...] = (0, 1)
+    carries: bool = False
+
+    def accepts(self, mask: Sequence[bool]) -> bool:
+        return sum(mask) == 1 and list(mask).index(True) in self.operands
+
+
+def elementwise(affine: Affine, one: Array, *operands: Array, **_: Any) -> Array:
+    """How most rules read an `Affine`: sum_i slopes[i] * operands[i] + one * intercept."""
+    return sum((s * x for s, x in zip(affine.slopes, operands, strict=True)), start=one * affine.intercept)
+
+
+@dataclasses.dataclass(frozen=True)
+class Nonlinear:
+    """Anything else: an interval function and a relaxation.
+
+    Attributes:
+      interval: (*operands, **params) -> Interval, where operands that depend on a set are Intervals.
+      relax: (*operands, relu, **params) -> Relaxation with one slope for each operand that is a set.
+      operands: positions that may be sets; None for all.
+      evaluate: (affine, one, *set_operands, **params) -> the value of one side of the relaxation; linear in `one` and
+        the operands together.
+    """
+
+    interval: Callable[..., Interval]
+    relax: Callable[..., Relaxation]
+    operands: tuple[int, ...] | None = None
+    evaluate: Callable[..., Array] = elementwise
+
+    def accepts(self, mask: Sequence[bool]) -> bool:
+        return self.operands is None or all(k in self.operands for k, is_set in enumerate(mask) if is_set)
+
+
+Rule = Linear | Coefficient | Nonlinear
+
+_RULES: dict[str, tuple[Rule, ...]] = {}
+_REASONS: dict[str, str] = {}
+
+
+def register(name: str, *rules: Rule) -> None:
+    """Declares a primitive: the first rule that accepts which operands are sets is used.
+
+    Raises:
+      ValueError: the primitive is declared already.
+    """
+    if name in _RULES or name in _REASONS:
+        raise ValueError(f"primitive {name!r} has a rule already")
+    _RULES[name] = rules
+
+
+def refuse(names: str, reason: str) -> None:
+    """Gives the primitives (separated by blanks) a better reason for having no rule."""
+    for name in names.split():
+        if name in _RULES or name in _REASONS:
+            raise ValueError(f"primitive {name!r} has a rule already")
+        _REASONS[name] = reason
+
+
+def registered() -> tuple[str, ...]:
+    """Names of all primitives that have a rule."""
+    return tuple(sorted(_RULES))
+
+
+def lookup(name: str, mask: Sequence[bool], source: str = "") -> Rule:
+    """The rule of a primitive for the given operands.
+
+    Raises:
+      UnsupportedError: there is none.
+    """
+    candidates = _RULES.get(name, ())
+    for rule in candidates:
+        if rule.accepts(mask):
+            return rule
+    place = f" at {source}" if source else ""
+    if candidates:
+        allowed = {k for rule in candidates for k in (rule.operands or ())}
+        wrong = [k for k, is_set in enumerate(mask) if is_set and k not in allowed] or list(range(len(mask)))
+        raise UnsupportedError(
+            f"{name!r}{place}: operand {', '.join(map(str, wrong))} depends on a set of inputs, but only constants can "
+            f"stand there (an index, a predicate, a bound or a padding). Compute it from arguments that are not sets."
+        )
+    reason = _REASONS.get(name, "jaxbound has no rule for this primitive.")
+    raise UnsupportedError(
+        f"cannot bound {name!r}{place}: {reason} To give the function around it a rule of its own, wrap that function "
+        f"with jaxbound.atomic(fn, rule)."
+    )

@@ -1,0 +1,172 @@
+"""Smooth elementwise primitives, one line each where the curvature is that simple."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxbound.rules.registry import Nonlinear, register
+from jaxbound.rules.relaxation import Relaxation, Scalar, choose, concave, convex, flipped, line, parallel, sigmoidal
+from jaxbound.sets import Array, Interval
+
+Shape = Callable[[Interval, Scalar, Scalar], Relaxation]
+
+
+def derivative(fn: Scalar) -> Scalar:
+    """The elementwise derivative of an elementwise function."""
+    return lambda x: jax.jvp(fn, (x,), (jnp.ones_like(x),))[1]
+
+
+def increasing(fn: Scalar, shape: Shape, gradient: Scalar | None = None) -> Nonlinear:
+    """The rule of an increasing function: exact interval, lines by `convex`, `concave` or `sigmoidal`."""
+    slope = gradient or derivative(fn)
+    return Nonlinear(
+        lambda x, **_: Interval(fn(x.lower), fn(x.upper)),
+        lambda x, **_: shape(x, fn, slope),
+        (0,),
+    )
+
+
+def decreasing(fn: Scalar, shape: Shape) -> Nonlinear:
+    """The rule of a decreasing function."""
+    return Nonlinear(
+        lambda x, **_: Interval(fn(x.upper), fn(x.lower)),
+        lambda x, **_: shape(x, fn, derivative(fn)),
+        (0,),
+    )
+
+
+def _mirrored(shape: Shape) -> Shape:
+    """The shape of -f from that of f: sigmoidal becomes concave below 0, convex above."""
+    return lambda x, fn, slope: flipped(shape(x, lambda v: -fn(v), lambda v: -slope(v)))
+
+
+def _exp_shape(x: Interval, fn: Scalar, slope: Scalar) -> Relaxation:
+    # Not further right than one above the lower end: the tangent then stays positive, as a divisor needs.
+    return convex(x, fn, slope, jnp.minimum((x.lower + x.upper) / 2, x.lower + 0.99))
+
+
+register("exp", increasing(jnp.exp, _exp_shape, jnp.exp))
+register("exp2", increasing(jnp.exp2, convex))
+register("expm1", increasing(jnp.expm1, convex, jnp.exp))
+register("log", increasing(jnp.log, concave))
+register("log2", increasing(jnp.log2, concave))
+register("log1p", increasing(jnp.log1p, concave))
+register("sqrt", increasing(jnp.sqrt, concave))
+register("rsqrt", decreasing(jax.lax.rsqrt, convex))
+register("tanh", increasing(jnp.tanh, sigmoidal))
+register("logistic", increasing(jax.nn.sigmoid, sigmoidal))
+register("erf", increasing(jax.lax.erf, sigmoidal))
+register("erfc", decreasing(jax.lax.erfc, _mirrored(sigmoidal)))
+register("atan", increasing(jnp.arctan, sigmoidal))
+register("asinh", increasing(jnp.arcsinh, sigmoidal))
+register("sinh", increasing(jnp.sinh, _mirrored(sigmoidal)))
+
+
+# Powers.
+
+
+def _square_interval(x: Interval, **_: Any) -> Interval:
+    low = jnp.maximum(jnp.maximum(x.lower, -x.upper), 0)
+    high = jnp.maximum(-x.lower, x.upper)
+    return Interval(low * low, high * high)
+
+
+def _relax_square(x: Interval, **_: Any) -> Relaxation:
+    return convex(x, jnp.square, lambda v: 2 * v)
+
+
+def _even_power_interval(x: Interval, y: int) -> Interval:
+    low = jnp.maximum(jnp.maximum(x.lower, -x.upper), 0)
+    return Interval(low**y, jnp.maximum(-x.lower, x.upper) ** y)
+
+
+def _power_interval(x: Interval, y: int, **_: Any) -> Interval:
+    if y < 0:
+        usable = (x.lower > 0) | (x.upper < 0)
+        box = _power_interval(x, -y)
+        low, high = (jnp.where(usable, end, 1) for end in box)
+        return Interval(jnp.where(usable, 1 / high, 0 if y % 2 == 0 else -jnp.inf), jnp.where(usable, 1 / low, jnp.inf))
+    return _even_power_interval(x, y) if y % 2 == 0 else Interval(x.lower**y, x.upper**y)
+
+
+def _relax_power(x: Interval, y: int, **_: Any) -> Relaxation:
+    power = functools.partial(jax.lax.integer_pow, y=y)
+    slope = derivative(power)
+    if y >= 0:
+        return convex(x, power, slope) if y % 2 == 0 else _mirrored(sigmoidal)(x, power, slope)
+    positive, negative = x.lower > 0, x.upper < 0
+    safe = Interval(*(jnp.where(positive | negative, end, 1) for end in x))
+    right = convex(safe, power, slope)
+    left = right if y % 2 == 0 else concave(safe, power, slope)
+    flat = jnp.zeros_like(x.lower)
+    infinite = Relaxation(line(flat, flat - jnp.inf), line(flat, flat + jnp.inf))
+    return choose(positive | negative, choose(positive, right, left), infinite)
+
+
+register("square", Nonlinear(_square_interval, _relax_square, (0,)))
+register("integer_pow", Nonlinear(_power_interval, _relax_power, (0,)))
+
+
+def _general_power_interval(x: Interval, y: Array, **_: Any) -> Interval:
+    ends = (x.lower**y, x.upper**y)
+    valid = x.lower >= 0  # elsewhere a real power is undefined: NaN, which bounds nothing
+    return Interval(*(jnp.where(valid, fn(*ends), jnp.nan) for fn in (jnp.minimum, jnp.maximum)))
+
+
+def _relax_general_power(x: Interval, y: Array, **_: Any) -> Relaxation:
+    def power(v: Array) -> Array:
+        return v**y
+
+    def slope(v: Array) -> Array:
+        return y * v ** (y - 1)
+
+    is_concave = jnp.broadcast_to((y > 0) & (y < 1), x.lower.shape)
+    return choose(is_concave, concave(x, power, slope), convex(x, power, slope))
+
+
+register("pow", Nonlinear(_general_power_interval, _relax_general_power, (0,)))
+
+
+# Waves.
+
+
+def _wave_interval(fn: Scalar, peak: float) -> Callable[..., Interval]:
+    """The range of a 2 pi-periodic wave with its maximum 1 at `peak` and its minimum -1 half a period later."""
+
+    def reaches(x: Interval, where: float) -> Array:
+        period = 2 * math.pi
+        return jnp.floor((x.upper - where) / period) > jnp.ceil((x.lower - where) / period) - 1
+
+    def interval(x: Interval, **_: Any) -> Interval:
+        low, high = fn(x.lower), fn(x.upper)
+        bottom = jnp.where(reaches(x, peak + math.pi), -1, jnp.minimum(low, high))
+        return Interval(bottom, jnp.where(reaches(x, peak), 1, jnp.maximum(low, high)))
+
+    return interval
+
+
+def _relax_wave(x: Interval, fn: Scalar, slope: Scalar, shift: float) -> Relaxation:
+    """Lines of the chord's slope; a wave's points of slope s are known: cos(v + shift) = s."""
+
+    def critical(s: Array) -> list[Array]:
+        angle = jnp.arccos(jnp.clip(s, -1, 1))
+        first = jnp.floor((x.lower + shift) / (2 * math.pi)) * (2 * math.pi) - shift
+        turns = [first + 2 * math.pi * turn for turn in range(3)]
+        return [turn + side * angle for turn in turns for side in (-1, 1)]
+
+    lines = parallel(x, fn, slope, critical)
+    whole = x.upper - x.lower >= 2 * math.pi
+    flat = jnp.zeros_like(x.lower)
+    return choose(whole, Relaxation(line(flat, flat - 1), line(flat, flat + 1)), lines)
+
+
+def _wave(name: str, fn: Scalar, slope: Scalar, peak: float, shift: float) -> None:
+    register(name, Nonlinear(_wave_interval(fn, peak), lambda x, **_: _relax_wave(x, fn, slope, shift), (0,)))
+
+
+_wave("sin", jnp.sin, jnp.cos, math.pi / 2, 0.0)
+_wave("cos", jnp.cos, lambda v: -jnp.sin(v), 0.0, math.pi / 2)

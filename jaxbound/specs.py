@@ -1,0 +1,76 @@
+"""Specifications: rows of linear functionals of a network's output that are bounded from below."""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxbound.sets import Array
+
+
+def margin_spec(label: Any, num_classes: int, dtype: Any = jnp.float32) -> Array:
+    """The margins of a label over every other class: rows z_label - z_j for j != label, in the order of j.
+
+    Args:
+      label: integer scalar, traced or not (batches by `jax.vmap`).
+      num_classes: K.
+      dtype: of the result.
+
+    Returns:
+      [K-1, K]. A network is verified at the label if all K-1 lower bounds are positive.
+
+    Raises:
+      ValueError: a label outside [0, K). A traced label cannot raise; its rows become NaN, which verify nothing.
+
+    Example:
+      >>> jaxbound.margin_spec(1, 3)
+      Array([[-1.,  1.,  0.],
+             [ 0.,  1., -1.]], dtype=float32)
+    """
+    label = jnp.asarray(label)
+    if label.ndim or not jnp.issubdtype(label.dtype, jnp.integer):
+        raise ValueError(f"label must be one integer, got {label.dtype}{label.shape}; batches go through jax.vmap")
+    if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < num_classes:
+        raise ValueError(f"label {int(label)} is out of range for {num_classes} classes (0 to {num_classes - 1})")
+    others = jnp.arange(num_classes - 1)
+    others = others + (others >= label)
+    rows = jax.nn.one_hot(label, num_classes, dtype=dtype) - jax.nn.one_hot(others, num_classes, dtype=dtype)
+    return jnp.where((label >= 0) & (label < num_classes), rows, jnp.nan)
+
+
+def identity_spec(shape: tuple[int, ...] | int, dtype: Any = jnp.float32) -> Array:
+    """One row per element of an output: [prod(shape), *shape]. Negate it for upper bounds.
+
+    Example:
+      >>> jaxbound.identity_spec((2,))
+      Array([[1., 0.],
+             [0., 1.]], dtype=float32)
+    """
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    size = math.prod(shape)
+    return jnp.eye(size, dtype=dtype).reshape((size, *shape))
+
+
+def worst_case_logits(margins: Array, label: Any) -> Array:
+    """The logits that a verified bound cannot exclude: 0 at the label, minus its margin at every other class.
+
+    Args:
+      margins: lower bounds [K-1] in the order of `margin_spec`.
+      label: integer scalar.
+
+    Returns:
+      [K]; its cross-entropy with the label bounds that of the network on the whole set.
+
+    Example:
+      >>> jaxbound.worst_case_logits(jnp.array([2.0, -1.0]), 1)
+      Array([-2.,  0.,  1.], dtype=float32)
+
+    References:
+      Gowal et al. 2018, arXiv:1810.12715.
+    """
+    classes = np.arange(margins.shape[-1] + 1)
+    padded = jnp.concatenate([margins, margins[-1:]])
+    shifted = jnp.concatenate([margins[:1], margins])
+    return jnp.where(classes == label, 0, -jnp.where(classes < label, padded, shifted))
