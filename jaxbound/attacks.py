@@ -45,7 +45,7 @@ def cross_entropy(logits: Array, label: Any) -> Array:
       Scalar logsumexp(logits) - logits_label.
 
     Example:
-      >>> float(jaxbound.attacks.cross_entropy(jnp.zeros(2), 0).round(4))
+      >>> round(float(jaxbound.attacks.cross_entropy(jnp.zeros(2), 0)), 4)
       0.6931
     """
     return jax.nn.logsumexp(logits) - logits[label]

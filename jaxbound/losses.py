@@ -24,7 +24,7 @@ def robust_cross_entropy(margins: Array) -> Array:
       [...], >= 0. Where a margin is -inf or NaN: +inf.
 
     Example:
-      >>> float(jaxbound.losses.robust_cross_entropy(jnp.array([jnp.inf, 0.0])).round(4))
+      >>> round(float(jaxbound.losses.robust_cross_entropy(jnp.array([jnp.inf, 0.0]))), 4)
       0.6931
 
     References:
@@ -40,7 +40,8 @@ def mixed(natural: Array, robust: Array, kappa: Any) -> Array:
     Args:
       natural: loss of the unperturbed inputs, any shape.
       robust: loss of the worst case, the same shape.
-      kappa: weight of the natural loss, in [0, 1]; scalar or broadcastable.
+      kappa: weight of the natural loss, in [0, 1]; scalar or broadcastable. The Python number 0 (or 1) leaves the other
+        term out altogether, and so saves its gradient.
 
     Returns:
       The mixture, of the losses' shape.
@@ -52,4 +53,6 @@ def mixed(natural: Array, robust: Array, kappa: Any) -> Array:
     References:
       Gowal et al. 2018, arXiv:1810.12715.
     """
+    if isinstance(kappa, int | float) and kappa in (0, 1):
+        return natural if kappa else robust
     return kappa * natural + (1 - kappa) * robust

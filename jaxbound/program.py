@@ -159,7 +159,9 @@ def walk(program: Program, inputs: Sequence[Value], handler: Handler) -> Mapping
     is_open = program.open_slots()
     for equation in program.equations:
         operands = [values[slot] for slot in equation.inputs]
-        results = handler(equation, operands, tuple(slot in is_open for slot in equation.inputs))
+        mask = tuple(slot in is_open for slot in equation.inputs)
+        # What only depends on a loop's constant results is left over from `specialize`.
+        results = handler(equation, operands, mask) if any(mask) else equation.apply(*operands)
         values |= dict(zip(equation.outputs, results, strict=True))
     return values
 
@@ -187,39 +189,22 @@ def flatten(closed: core.ClosedJaxpr, recognize: Recognizer | None = None) -> Pr
 
 def same_program(first: Program, second: Program) -> bool:
     """Whether two programs are the same but for the numbering of their slots."""
-    return unify(first, second) is not None
-
-
-def unify(program: Program, template: Program, holes: Sequence[float] = ()) -> list[Value] | None:
-    """Matches a program against a template in which some literal numbers are holes.
-
-    Returns:
-      What stands in the program where the template has each of the `holes`; None if they differ anywhere else.
-    """
-    if len(program.equations) != len(template.equations) or len(program.inputs) != len(template.inputs):
-        return None
-    renamed: dict[int, int] = dict(zip(template.inputs, program.inputs, strict=True))
-    found: dict[int, Value] = {}
+    if len(first.equations) != len(second.equations) or len(first.inputs) != len(second.inputs):
+        return False
+    renamed: dict[int, int] = dict(zip(second.inputs, first.inputs, strict=True))
 
     def matches(mine: int, theirs: int) -> bool:
-        if theirs in renamed or mine not in program.constants or theirs not in template.constants:
-            return renamed.get(theirs) == mine
-        a, b = program.constants[mine], template.constants[theirs]
-        for index, hole in enumerate(holes):
-            if np.ndim(a) == 0 and np.ndim(b) == 0 and np.float32(b) == np.float32(hole):
-                return _same_value(found.setdefault(index, a), a)
-        return _same_value(a, b)
+        if mine in first.constants and theirs in second.constants:
+            return _same_value(first.constants[mine], second.constants[theirs])
+        return renamed.get(theirs) == mine
 
-    for a, b in zip(program.equations, template.equations, strict=True):
+    for a, b in zip(first.equations, second.equations, strict=True):
         same = a.name == b.name and len(a.inputs) == len(b.inputs) and a.shapes == b.shapes
-        if not (same and _comparable(a.params) == _comparable(b.params)):
-            return None
-        if not all(map(matches, a.inputs, b.inputs)):
-            return None
+        same = same and _comparable(a.params) == _comparable(b.params)
+        if not (same and all(map(matches, a.inputs, b.inputs))):
+            return False
         renamed |= dict(zip(b.outputs, a.outputs, strict=True))
-    if [renamed.get(slot) for slot in template.outputs] != list(program.outputs) or len(found) != len(holes):
-        return None
-    return [found[index] for index in range(len(holes))]
+    return all(map(matches, first.outputs, second.outputs))
 
 
 def _same_value(a: Value, b: Value) -> bool:
@@ -297,13 +282,11 @@ class _Inliner:
     def recognized(self, name: str | None, inner: Any, operands: Sequence[Any]) -> Mapping[str, Any] | None:
         if self.recognize is None or name is None:
             return None
-        return self.recognize(name, inner, [jax.ShapeDtypeStruct(x.aval.shape, x.aval.dtype) for x in operands])
+        return self.recognize(name, inner, [_shape(x.aval) for x in operands])
 
     def append(self, eqn: Any, inputs: Any, name: str, params: Any, apply: Callable, source: str) -> Sequence[int]:
         outputs = tuple(next(self.slots) for _ in eqn.outvars)
-        shapes = tuple(
-            jax.ShapeDtypeStruct(getattr(v.aval, "shape", ()), getattr(v.aval, "dtype", None)) for v in eqn.outvars
-        )
+        shapes = tuple(_shape(var.aval) for var in eqn.outvars)
         self.equations.append(Equation(name, tuple(inputs), outputs, params, shapes, apply, source))
         return outputs
 
@@ -317,6 +300,11 @@ def _binder(eqn: Any) -> Callable[..., list[Value]]:
         return list(results) if eqn.primitive.multiple_results else [results]
 
     return apply
+
+
+def _shape(aval: Any) -> jax.ShapeDtypeStruct:
+    weak = getattr(aval, "weak_type", False)
+    return jax.ShapeDtypeStruct(getattr(aval, "shape", ()), getattr(aval, "dtype", None), weak_type=weak)
 
 
 def _open(jaxpr: Any) -> Any:

@@ -194,7 +194,7 @@ def _tighten_by_crown(program: Program, sets: Sequence[Set], chunk: int, combine
         needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
         shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
         found = _unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, chunk)
-        return combine(box, found)
+        return valid_interval(*combine(box, found))
 
     return tighten
 

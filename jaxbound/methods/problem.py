@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.program import Equation, Program, flatten, trace, unify
+from jaxbound.program import Equation, Program, flatten, same_program, trace
 from jaxbound.rules.activations import named
 from jaxbound.rules.registry import Rule, UnsupportedError, lookup
 from jaxbound.sets import Array, Ball, Interval, Set, is_set
@@ -129,11 +129,10 @@ def _recognize(name: str, inner: Any, operands: Sequence[jax.ShapeDtypeStruct]) 
     if known is None:
         return None
     try:
-        template = jax.make_jaxpr(lambda *xs: known.reference(*xs, *known.holes))(*operands)
-    except Exception:  # noqa: BLE001  a call of this name with other arguments is not the one we know
+        template = jax.make_jaxpr(known.reference)(*operands)
+    except TypeError:  # a call of this name with other operands is not the one we know
         return None
-    numbers = unify(flatten(inner), flatten(template), known.holes)
-    return None if numbers is None else {_RULE: known.rule(*numbers)}
+    return {_RULE: known.rule} if same_program(flatten(inner), flatten(template)) else None
 
 
 def rule_of(equation: Equation, mask: Sequence[bool]) -> Rule:

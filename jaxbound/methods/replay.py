@@ -141,6 +141,8 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
     def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
         if equation.name == "scan":
             return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], node)
+        if equation.name == "stop_gradient":  # to `vjp` it is zero, to the bound it is the identity
+            return operands
         rule = rule_of(equation, mask)
         if isinstance(rule, Nonlinear):
             apply = functools.partial(_read, rule, rule_params(equation))

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from jaxbound.rules.piecewise import clip_interval, relax_clip
 from jaxbound.rules.registry import Nonlinear
-from jaxbound.rules.relaxation import Relaxation, Scalar, concave, convex, parallel, sigmoidal
+from jaxbound.rules.relaxation import Relaxation, Scalar, choose, concave, convex, parallel, sigmoidal
 from jaxbound.rules.smooth import derivative, increasing
 from jaxbound.sets import Array, Interval
 
@@ -33,17 +33,10 @@ class Elementwise(NamedTuple):
 
 
 class Named(NamedTuple):
-    """A function known by name.
-
-    Attributes:
-      reference: the function itself, of one array and numbers.
-      holes: distinctive numbers to trace it with; what stands in their place in a user's call is passed to `rule`.
-      rule: numbers -> Nonlinear.
-    """
+    """A function known by name: what it must be, and its rule."""
 
     reference: Callable[..., Any]
-    holes: tuple[float, ...]
-    rule: Callable[..., Nonlinear]
+    rule: Nonlinear
 
 
 _NAMED: dict[str, Named] = {}
@@ -88,33 +81,50 @@ def atomic(fn: Callable, rule: Elementwise) -> Callable:
     label = getattr(fn, "__name__", "function")
     call.__name__ = f"atomic_{label}_{next(_COUNTER)}"
     whole = Nonlinear(lambda *x, **_: rule.interval(*x), lambda *x, **_: rule.relax(*x))
-    _NAMED[call.__name__] = Named(fn, (), lambda: whole)
+    _NAMED[call.__name__] = Named(fn, whole)
     return functools.wraps(fn)(jax.jit(call))
 
 
 # Rules of the activations of jax.nn that arrive by name.
 
 
-def _leaky(slope: Array) -> Nonlinear:
+# A number given with the call (a slope) is one more operand; left out, it is the default.
+
+
+def _leaky_interval(x: Interval, slope: Array = 0.01, **_: Any) -> Interval:
+    return _range(x, lambda v: jnp.where(v > 0, v, slope * v), (0.0,))
+
+
+def _relax_leaky(x: Interval, slope: Array = 0.01, *, relu: Any, **_: Any) -> Relaxation:
+    """The strategy's lines for slopes in [0, 1]; beyond, chord and the better half, as the function is convex or concave."""
+
     def fn(v: Array) -> Array:
         return jnp.where(v > 0, v, slope * v)
 
-    def relax(x: Interval, *, relu: Any, **_: Any) -> Relaxation:
-        if 0 <= slope <= 1:
-            return relu(x, slope)
-        bend = jnp.clip(jnp.zeros_like(x.lower), x.lower, x.upper)
-        kind = convex if slope < 0 else concave
-        return kind(x, fn, lambda v: jnp.where(v > 0, 1, jnp.full_like(v, slope)), bend)
+    def gradient(v: Array) -> Array:
+        return jnp.where(v > 0, jnp.ones_like(v), slope)
 
-    return Nonlinear(lambda x, **_: _range(x, fn, (0.0,)), relax)
+    usual, convex_too = (jnp.broadcast_to(flag, x.lower.shape) for flag in ((slope >= 0) & (slope <= 1), slope <= 1))
+    bend = jnp.clip(jnp.zeros_like(x.lower), x.lower, x.upper)
+    others = choose(convex_too, convex(x, fn, gradient, bend), concave(x, fn, gradient, bend))
+    return choose(usual, relu(x, jnp.clip(slope, 0, 1)), others)
 
 
-def _elu(alpha: Array) -> Nonlinear:
-    """Increasing; the slope jumps from alpha to 1 at zero, which leaves it convex if alpha <= 1."""
-    fn = functools.partial(jax.nn.elu, alpha=alpha)
-    if alpha <= 1:
-        return increasing(fn, convex)
-    return curved(fn, (), lambda s: [jnp.zeros_like(s), jnp.log(jnp.maximum(s / alpha, jnp.finfo(s.dtype).tiny))])
+def _elu_interval(x: Interval, alpha: Array = 1.0, **_: Any) -> Interval:
+    return _range(x, lambda v: jax.nn.elu(v, alpha), (0.0,))
+
+
+def _relax_elu(x: Interval, alpha: Array = 1.0, **_: Any) -> Relaxation:
+    """The slope jumps from alpha to 1 at zero, which leaves the function convex for alpha in [0, 1]."""
+
+    def fn(v: Array) -> Array:
+        return jax.nn.elu(v, alpha)
+
+    def critical(slope: Array) -> list[Array]:
+        return [jnp.zeros_like(slope), jnp.log(jnp.maximum(slope / alpha, jnp.finfo(slope.dtype).tiny))]
+
+    is_convex = jnp.broadcast_to((alpha >= 0) & (alpha <= 1), x.lower.shape)
+    return choose(is_convex, convex(x, fn, derivative(fn)), parallel(x, fn, derivative(fn), critical))
 
 
 def _range(x: Interval, fn: Scalar, turning: Sequence[float]) -> Interval:
@@ -162,28 +172,31 @@ def _bisect(grows: Scalar, low: float, high: float, like: Array) -> Array:
     return jax.lax.stop_gradient((low + high) / 2)
 
 
-def _known(reference: Callable, rule: Nonlinear) -> Named:
-    return Named(reference, (), lambda: rule)
+_SELU_SLOPE = 1.0507009873554805 * 1.6732632423543772  # of selu, just left of zero
 
 
-_hard_silu = curved(jax.nn.hard_silu, (-1.5,), lambda s: [3 * s - 1.5, jnp.full_like(s, -3.0), jnp.full_like(s, 3.0)])
-_hard_tanh = Nonlinear(
-    lambda x, **_: clip_interval(-1.0, x, 1.0), lambda x, **_: relax_clip(-1.0, x, 1.0)
-)
+def _selu_critical(slope: Array) -> list[Array]:
+    return [jnp.zeros_like(slope), jnp.log(jnp.maximum(slope / _SELU_SLOPE, jnp.finfo(slope.dtype).tiny))]
 
-_NAMED |= {
-    "leaky_relu": Named(jax.nn.leaky_relu, (0.3125,), _leaky),
-    "elu": Named(jax.nn.elu, (0.3125,), _elu),
-    "celu": Named(jax.nn.celu, (0.3125,), lambda alpha: increasing(functools.partial(jax.nn.celu, alpha=alpha), convex)),
-    "selu": _known(jax.nn.selu, curved(jax.nn.selu, (), lambda s: [
-        jnp.zeros_like(s), jnp.log(jnp.maximum(s / (1.0507009873554805 * 1.6732632423543772), jnp.finfo(s.dtype).tiny))
-    ])),
-    "silu": _known(jax.nn.silu, wavy(jax.nn.silu, -1.278464542761074, (-2.399357280520, 2.399357280520))),
-    "mish": _known(jax.nn.mish, wavy(jax.nn.mish, -1.1924312145154952, (-2.2563763963, 1.4907))),
-    "softplus": _known(jax.nn.softplus, increasing(jax.nn.softplus, convex)),
-    "squareplus": _known(jax.nn.squareplus, increasing(jax.nn.squareplus, convex)),
-    "sparse_plus": _known(jax.nn.sparse_plus, increasing(jax.nn.sparse_plus, convex)),
-    "soft_sign": _known(jax.nn.soft_sign, increasing(jax.nn.soft_sign, sigmoidal)),
-    "hard_silu": _known(jax.nn.hard_silu, _hard_silu),
-    "hard_tanh": _known(jax.nn.hard_tanh, _hard_tanh),
-}
+
+def _hard_silu_critical(slope: Array) -> list[Array]:
+    return [3 * slope - 1.5, jnp.full_like(slope, -3.0), jnp.full_like(slope, 3.0)]
+
+
+_HARD_TANH = Nonlinear(lambda x, **_: clip_interval(-1.0, x, 1.0), lambda x, **_: relax_clip(-1.0, x, 1.0))
+
+for _function, _rule in (
+    (jax.nn.leaky_relu, Nonlinear(_leaky_interval, _relax_leaky, (0,))),
+    (jax.nn.elu, Nonlinear(_elu_interval, _relax_elu, (0,))),
+    (jax.nn.celu, increasing(jax.nn.celu, convex)),
+    (jax.nn.selu, curved(jax.nn.selu, (), _selu_critical)),
+    (jax.nn.silu, wavy(jax.nn.silu, -1.278464542761074, (-2.399357280515468, 2.399357280515468))),
+    (jax.nn.mish, wavy(jax.nn.mish, -1.192431214515495, (-2.25637639636034, 1.490571179485869))),
+    (jax.nn.softplus, increasing(jax.nn.softplus, convex)),
+    (jax.nn.squareplus, increasing(jax.nn.squareplus, convex)),
+    (jax.nn.sparse_plus, increasing(jax.nn.sparse_plus, convex)),
+    (jax.nn.soft_sign, increasing(jax.nn.soft_sign, sigmoidal)),
+    (jax.nn.hard_silu, curved(jax.nn.hard_silu, (-1.5,), _hard_silu_critical)),
+    (jax.nn.hard_tanh, _HARD_TANH),
+):
+    _NAMED[_function.__name__] = Named(_function, _rule)

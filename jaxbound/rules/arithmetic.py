@@ -31,24 +31,14 @@ def _pairs(fn: Callable, ends: list[Array]) -> tuple[Array, Array]:
 
 
 def mccormick(x: Interval, y: Interval) -> Relaxation:
-    """Planes around x * y: the pair through the lower corner below, through the mixed corner above.
+    """Planes around x * y, one below and one above.
 
-    (x - lx)(y - ly) >= 0 gives x y >= ly x + lx y - lx ly; (ux - x)(y - ly) >= 0 gives x y <= ly x + ux y - ux ly.
-    Of each pair of valid planes the one that is better at the centre is taken.
+    (x - lx)(y - ly) >= 0 gives x y >= ly x + lx y - lx ly; (ux - x)(y - ly) >= 0 gives x y <= ly x + ux y - ux ly. The
+    other two corners give planes that are as good (equal at the centre).
     """
-    centre = (midpoint(x), midpoint(y))
-
-    def plane(a: Array, b: Array) -> Affine:
-        return Affine((b, a), -a * b)  # b x + a y - a b
-
-    def better(first: Affine, second: Affine, sign: int) -> Affine:
-        gap = sum(s * c for s, c in zip(first.slopes, centre, strict=True)) + first.intercept
-        gap -= sum(s * c for s, c in zip(second.slopes, centre, strict=True)) + second.intercept
-        return jax.tree.map(lambda p, q: jnp.where(sign * gap >= 0, p, q), first, second)
-
-    lower = better(plane(x.lower, y.lower), plane(x.upper, y.upper), 1)
-    upper = better(plane(x.upper, y.lower), plane(x.lower, y.upper), -1)
-    return Relaxation(lower, upper)
+    below = Affine((y.lower, x.lower), -x.lower * y.lower)
+    above = Affine((y.lower, x.upper), -x.upper * y.lower)
+    return Relaxation(below, above)
 
 
 def _product(x: Any, y: Any, **_: Any) -> Interval:

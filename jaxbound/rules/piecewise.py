@@ -5,7 +5,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxbound.rules.registry import Nonlinear, register
-from jaxbound.rules.relaxation import Affine, Relaxation, constant, convex, flipped, line
+from jaxbound.rules.relaxation import Affine, Relaxation, constant, convex, flipped, line, settled
 from jaxbound.sets import Array, Interval
 
 
@@ -30,6 +30,7 @@ def _relax_max(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
         x, y = y, x  # the constant first
     if isinstance(x, Interval):
         return _relax_max_of_sets(x, y, relu)
+    x = jnp.maximum(x, y.lower - 1)  # any threshold below the interval is the same function; -inf has no lines
     lines = relu(Interval(y.lower - x, y.upper - x), 0.0)
     # max(x, y) = x + relu(y - x), whose lines are slope * (y - x) + intercept.
     return Relaxation(*(line(s.slopes[0], s.intercept + x * (1 - s.slopes[0])) for s in lines))
@@ -80,7 +81,7 @@ def _cap(x: Interval, low: Array, high: Array) -> Affine:
     bend = jnp.minimum(x.upper, jnp.maximum(high, x.lower))  # where the rising piece ends
     run = bend - x.lower
     rise = jnp.where(run > 0, (jnp.clip(bend, low, high) - start) / jnp.where(run > 0, run, 1), 0)
-    rises = (x.upper - bend) <= run  # the longer part decides
+    (rises,) = settled((x.upper - bend) <= run)  # the longer part decides
     slope = jnp.where(rises, rise, 0)
     intercept = jnp.where(rises, start - rise * x.lower, stop)
     return line(slope, intercept)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.rules.registry import Linear, Nonlinear, register
-from jaxbound.rules.relaxation import Affine, Relaxation, flipped, line
+from jaxbound.rules.relaxation import Affine, Relaxation, flipped, line, settled
 from jaxbound.sets import Array, Interval
 
 register("reduce_sum", Linear((0,)))
@@ -34,7 +34,7 @@ def _relax_max(x: Interval, axes: tuple[int, ...], **_: Any) -> Relaxation:
     lower, upper = (jnp.transpose(end, order).reshape(*(end.shape[axis] for axis in kept), -1) for end in x)
     chosen = jax.nn.one_hot(jnp.argmax(lower, axis=-1), lower.shape[-1], dtype=lower.dtype)
     rival = jnp.max(jnp.where(chosen > 0, -jnp.inf, upper), axis=-1)
-    dominates = jnp.max(lower, axis=-1) >= rival
+    dominates, chosen = settled(jnp.max(lower, axis=-1) >= rival, chosen)
     top = jnp.where(dominates, 0, jnp.max(upper, axis=-1))
 
     def restore(weights: Array) -> Array:
@@ -104,21 +104,23 @@ _pool("reduce_window_max", -np.inf, jnp.max, _relax_max)
 _pool("reduce_window_min", np.inf, jnp.min, _relax_min)
 
 
-# Running extremes: the element itself on one side, the extreme so far on the other.
+# Running extremes: the element itself where it is the extreme so far, else a constant.
 
 
-def _running(name: str, fn: Any, upwards: bool) -> None:
+def _running(name: str, fn: Any) -> None:
     def interval(x: Interval, **params: Any) -> Interval:
         return Interval(*(fn(end, axis=params["axis"], reverse=params["reverse"]) for end in x))
 
     def relax(x: Interval, **params: Any) -> Relaxation:
-        result = interval(x, **params)
-        own = line(jnp.ones_like(x.lower), jnp.zeros_like(x.lower))
-        flat = line(jnp.zeros_like(x.lower), result.upper if upwards else result.lower)
-        return Relaxation(own, flat) if upwards else Relaxation(flat, own)
+        result, zeros = interval(x, **params), jnp.zeros_like(x.lower)
+        side = 0 if name == "cummax" else 1  # where the element itself is a bound
+        (own,) = settled(x[side] == result[side])
+        lines = [line(zeros, extreme) for extreme in result]
+        lines[side] = line(jnp.where(own, 1, zeros), jnp.where(own, 0, result[side]))
+        return Relaxation(*lines)
 
     register(name, Nonlinear(interval, relax, (0,)))
 
 
-_running("cummax", jax.lax.cummax, upwards=True)
-_running("cummin", jax.lax.cummin, upwards=False)
+_running("cummax", jax.lax.cummax)
+_running("cummin", jax.lax.cummin)

@@ -1,9 +1,11 @@
 """Affine functions around nonlinear ones: the geometry that every relaxation is made of. No primitive is named here.
 
 Every line is made sound in the same way: whatever its slope, its intercept is the extreme of f(x) - slope * x over the
-points where that extreme can lie. A poor slope therefore costs tightness, never soundness.
+points where that extreme can lie. A poor slope therefore costs tightness, never soundness. This needs slope and
+intercept to agree on which branch they took: see `settled`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -29,6 +31,15 @@ class Relaxation(NamedTuple):
     upper: Affine
 
 
+def settled(*values: Array) -> tuple[Array, ...]:
+    """The same values, computed once for all their uses.
+
+    A compiler may compute a value again wherever it is used, rounded differently each time. Where a comparison near a
+    tie is computed twice, a slope can then come from one branch and its intercept from the other: no bound at all.
+    """
+    return tuple(jax.lax.optimization_barrier(values))
+
+
 def line(slope: Array, intercept: Array) -> Affine:
     """The affine function of one operand."""
     return Affine((slope,), intercept)
@@ -48,22 +59,20 @@ def chord_slope(x: Interval, fn: Scalar, gradient: Scalar) -> Array:
     return jnp.where(narrow, gradient(midpoint(x)), slope)
 
 
-def intercepts(fn: Scalar, slope: Array, points: Sequence[Array]) -> tuple[Array, Array]:
-    """Lowest and highest f(p) - slope * p over the given points."""
+def support(fn: Scalar, slope: Array, points: Sequence[Array]) -> tuple[Affine, Affine]:
+    """The lines of a given slope through the lowest and the highest of the points (p, f(p))."""
+    slope, *points = settled(slope, *points)
     offsets = [fn(point) - slope * point for point in points]
-    lowest = highest = offsets[0]
-    for offset in offsets[1:]:
-        lowest, highest = jnp.minimum(lowest, offset), jnp.maximum(highest, offset)
-    return lowest, highest
+    lowest, highest = functools.reduce(jnp.minimum, offsets), functools.reduce(jnp.maximum, offsets)
+    return line(slope, lowest), line(slope, highest)
 
 
 def convex(x: Interval, fn: Scalar, gradient: Scalar, at: Array | None = None) -> Relaxation:
     """Tangent below (at the midpoint unless given), chord above, for f convex on the interval."""
-    point = midpoint(x) if at is None else at
-    above = chord_slope(x, fn, gradient)
-    below = gradient(point)
-    _, top = intercepts(fn, above, (x.lower, x.upper))
-    return Relaxation(line(below, fn(point) - below * point), line(above, top))
+    (point,) = settled(midpoint(x) if at is None else at)
+    below, _ = support(fn, gradient(point), (point,))
+    _, above = support(fn, chord_slope(x, fn, gradient), (x.lower, x.upper))
+    return Relaxation(below, above)
 
 
 def flipped(relaxation: Relaxation) -> Relaxation:
@@ -81,6 +90,7 @@ def concave(x: Interval, fn: Scalar, gradient: Scalar, at: Array | None = None) 
 
 def choose(condition: Array, first: Relaxation, second: Relaxation) -> Relaxation:
     """Elementwise choice between two relaxations of the same operands."""
+    (condition,) = settled(condition)
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
 
 
@@ -114,13 +124,13 @@ def _touching(x: Interval, fn: Scalar, gradient: Scalar) -> Affine:
     _, point = jax.lax.fori_loop(0, jnp.finfo(right.dtype).nmant, halve, bracket)
     point = _implicit(point, x, fn, gradient)
     # Left of 0 the function is convex, so there the chord is above it; concave intervals take the midpoint's tangent.
-    touches = (x.lower < 0) & (x.upper > 0) & too_flat(right)
+    (touches,) = settled((x.lower < 0) & (x.upper > 0) & too_flat(right))
     point = jnp.where(x.lower >= 0, midpoint(x), jnp.where(touches, point, right))
     tangent = (x.lower >= 0) | touches
     slope = jnp.where(tangent, gradient(point), chord_slope(x, fn, gradient))
     inside = jnp.clip(point, jnp.minimum(jnp.maximum(x.lower, 0), x.upper), x.upper)
     candidates = (x.lower, x.upper, jnp.where(tangent, inside, x.upper))
-    return line(slope, intercepts(fn, slope, candidates)[1])
+    return support(fn, slope, candidates)[1]
 
 
 def _implicit(point: Array, x: Interval, fn: Scalar, gradient: Scalar) -> Array:
@@ -143,5 +153,4 @@ def parallel(x: Interval, fn: Scalar, gradient: Scalar, critical: Callable[[Arra
     """
     slope = chord_slope(x, fn, gradient)
     inner = [jnp.clip(point, x.lower, x.upper) for point in critical(slope)]
-    lowest, highest = intercepts(fn, slope, (x.lower, x.upper, *inner))
-    return Relaxation(line(slope, lowest), line(slope, highest))
+    return Relaxation(*support(fn, slope, (x.lower, x.upper, *inner)))

@@ -75,6 +75,11 @@ def _square_interval(x: Interval, **_: Any) -> Interval:
     return Interval(low * low, high * high)
 
 
+def _cosh_interval(x: Interval, **_: Any) -> Interval:
+    low = jnp.maximum(jnp.maximum(x.lower, -x.upper), 0)
+    return Interval(jnp.cosh(low), jnp.cosh(jnp.maximum(-x.lower, x.upper)))
+
+
 def _relax_square(x: Interval, **_: Any) -> Relaxation:
     return convex(x, jnp.square, lambda v: 2 * v)
 
@@ -108,6 +113,7 @@ def _relax_power(x: Interval, y: int, **_: Any) -> Relaxation:
 
 
 register("square", Nonlinear(_square_interval, _relax_square, (0,)))
+register("cosh", Nonlinear(_cosh_interval, lambda x, **_: convex(x, jnp.cosh, jnp.sinh), (0,)))
 register("integer_pow", Nonlinear(_power_interval, _relax_power, (0,)))
 
 
