@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.methods.problem import Problem, prepare, rule_of, rule_params, valid_interval
+from jaxbound.methods.problem import Problem, apply_linear, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, elementwise
@@ -156,7 +156,7 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
     x, size = operands[k], jnp.abs(operands[1 - k])
 
     def apply(value: Array, weight: Array) -> Array:
-        return equation.apply(*((value, weight) if k == 0 else (weight, value)))[0]
+        return apply_linear(rule, equation, (value, weight) if k == 0 else (weight, value))[0]
 
     if isinstance(x, Ball) and rule.carries:
         clip = None if x.clip is None else _coefficient(rule, equation, [*operands[:k], x.clip, *operands[k + 1 :]], mask)

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
-from jaxbound.methods.problem import rule_of, rule_params, valid_lower
+from jaxbound.methods.problem import apply_linear, rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Linear, Nonlinear
 from jaxbound.rules.relaxation import Relaxation
@@ -153,7 +153,7 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
                 x if flag or not rule.is_linear_in(k) else _tapped(x, one)
                 for k, (x, flag) in enumerate(zip(operands, mask, strict=True))
             ]
-        return equation.apply(*operands)
+        return apply_linear(rule, equation, operands)
 
     values, is_open = walk(program, inputs, handler), program.open_slots()
     return [values[slot] if slot in is_open else _tapped(values[slot], one) for slot in program.outputs]

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbound.rules.convolution import convolve
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Relaxation, choose, constant, convex, line
 from jaxbound.sets import Array, Interval, midpoint, radius
@@ -144,14 +145,8 @@ def _grouped(x: Array, batch: Any, contract: Any, *, last: bool) -> Array:
     return jnp.transpose(x, (*batch, *middle, *end)).reshape(sizes)
 
 
-def _conv(x: Array, kernel: Array, **params: Any) -> Array:
-    names = ("window_strides", "padding", "lhs_dilation", "rhs_dilation", "dimension_numbers", "feature_group_count",
-             "batch_group_count", "precision", "preferred_element_type")
-    return jax.lax.conv_general_dilated(x, kernel, **{name: params[name] for name in names})
-
-
 def _conv_interval(x: Interval, y: Interval, **params: Any) -> Interval:
-    return _centre_radius(lambda a, b: _conv(a, b, **params), x, y)
+    return _centre_radius(lambda a, b: convolve(a, b, **params), x, y)
 
 
 def _contraction(op: Callable, interval: Callable) -> Nonlinear:
@@ -169,4 +164,4 @@ def _contraction(op: Callable, interval: Callable) -> Nonlinear:
 
 
 register("dot_general", Coefficient(), _contraction(_dot, _dot_interval))
-register("conv_general_dilated", Coefficient(), _contraction(_conv, _conv_interval))
+register("conv_general_dilated", Coefficient(apply=convolve), _contraction(convolve, _conv_interval))

@@ -44,10 +44,12 @@ class Coefficient:
     Attributes:
       operands: positions that may be the set.
       carries: as for `Linear`: an elementwise scaling.
+      apply: computes the same as the primitive, called with its parameters; None for the primitive itself.
     """
 
     operands: tuple[int, ...] = (0, 1)
     carries: bool = False
+    apply: Callable[..., Array] | None = None
 
     def accepts(self, mask: Sequence[bool]) -> bool:
         return sum(mask) == 1 and list(mask).index(True) in self.operands
