@@ -1,6 +1,6 @@
 """jaxbound: pure functions that turn JAX functions into interval and linear-bound transformers."""
 
-from jaxbound import relax, rules
+from jaxbound import attacks, losses, relax, rules, schedules
 from jaxbound.adapters import per_example
 from jaxbound.bounds import LinearBound, Planes
 from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
@@ -25,6 +25,7 @@ __all__ = [
     "Relaxation",
     "UnsupportedError",
     "atomic",
+    "attacks",
     "contains",
     "crown",
     "crown_ibp",
@@ -35,11 +36,13 @@ __all__ = [
     "layer_bounds",
     "linear_bounds",
     "linf_ball",
+    "losses",
     "margin_spec",
     "midpoint",
     "per_example",
     "radius",
     "relax",
+    "schedules",
     "tightest",
     "worst_case_logits",
 ]

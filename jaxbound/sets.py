@@ -136,9 +136,7 @@ def tightest(first: Any, second: Any) -> Any:
     return jax.tree.map(pair, first, second, is_leaf=is_set)
 
 
-def linf_ball(
-    x: Any, eps: Any, clip: tuple[Any, Any] | None = (0.0, 1.0), *, mean: Any = None, std: Any = None
-) -> Any:
+def linf_ball(x: Any, eps: Any, clip: tuple[Any, Any] | None = (0.0, 1.0), *, mean: Any = None, std: Any = None) -> Any:
     """The box of all inputs within `eps` of x in every coordinate, as the network sees it.
 
     {(z - mean) / std : |z - x| <= eps, clip[0] <= z <= clip[1]}, taken elementwise.
@@ -173,9 +171,7 @@ def linf_ball(
     return jax.tree.map(box, x)
 
 
-def l2_ball(
-    x: Any, eps: Any, clip: tuple[Any, Any] | None = None, *, mean: Any = None, std: Any = None
-) -> Any:
+def l2_ball(x: Any, eps: Any, clip: tuple[Any, Any] | None = None, *, mean: Any = None, std: Any = None) -> Any:
     """The inputs within Euclidean distance `eps` of x, as the network sees them.
 
     Args and errors as for `linf_ball`; `eps` and the distance are in pixel units, the norm runs over all coordinates
@@ -189,9 +185,7 @@ def l2_ball(
     return _ball(x, eps, 2, clip, mean, std)
 
 
-def l1_ball(
-    x: Any, eps: Any, clip: tuple[Any, Any] | None = None, *, mean: Any = None, std: Any = None
-) -> Any:
+def l1_ball(x: Any, eps: Any, clip: tuple[Any, Any] | None = None, *, mean: Any = None, std: Any = None) -> Any:
     """The inputs whose absolute differences from x sum to at most `eps`; otherwise as `l2_ball`.
 
     Example:

@@ -166,7 +166,9 @@ def _bounds(problem: Problem, propagation: Propagation, spec: Any, chunk: int | 
     boxes = []
     for k, shape in enumerate(shapes):
         others = [jnp.zeros(other.shape, other.dtype) for other in shapes]
-        boxes.append(_unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunk))
+        boxes.append(
+            _unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunk)
+        )
     return jax.tree.unflatten(jax.tree.structure(problem.output), [valid_interval(*box) for box in boxes])
 
 

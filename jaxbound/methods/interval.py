@@ -140,7 +140,7 @@ def _boxed(x: Any) -> Any:
 
 def _carried(rule: Linear, equation: Equation, operands: list[Any]) -> Sequence[Ball]:
     """A ball stays one: the operation on its centre, and on its radius with the other terms left out."""
-    (k, ball), = ((k, x) for k, x in enumerate(operands) if isinstance(x, Ball))
+    ((k, ball),) = ((k, x) for k, x in enumerate(operands) if isinstance(x, Ball))
     others = [jnp.zeros_like(x) if rule.is_linear_in(i) else x for i, x in enumerate(operands)]
     centers = equation.apply(*operands[:k], ball.center, *operands[k + 1 :])
     radii = equation.apply(*others[:k], ball.radius, *others[k + 1 :])
@@ -159,7 +159,9 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
         return apply_linear(rule, equation, (value, weight) if k == 0 else (weight, value))[0]
 
     if isinstance(x, Ball) and rule.carries:
-        clip = None if x.clip is None else _coefficient(rule, equation, [*operands[:k], x.clip, *operands[k + 1 :]], mask)
+        clip = (
+            None if x.clip is None else _coefficient(rule, equation, [*operands[:k], x.clip, *operands[k + 1 :]], mask)
+        )
         return Ball(apply(x.center, operands[1 - k]), apply(x.radius, size), x.p, clip)
     box = bounding_box(x)
     center, width = apply(midpoint(box), operands[1 - k]), apply(radius(box), size)

@@ -115,8 +115,10 @@ def _validated(region: Set) -> Set:
             raise ValueError("a set has NaN in it; it would bound nothing")
         if (np.asarray(lower) > np.asarray(upper)).any():
             kind = "lower > upper" if isinstance(region, Interval) else "a negative radius"
-            raise ValueError(f"a set is empty: it has {kind} at {int((np.asarray(lower) > np.asarray(upper)).sum())} "
-                             f"of its {lower.size} elements")
+            raise ValueError(
+                f"a set is empty: it has {kind} at {int((np.asarray(lower) > np.asarray(upper)).sum())} "
+                f"of its {lower.size} elements"
+            )
     valid = lower <= upper
     if isinstance(region, Ball):
         return dataclasses.replace(region, radius=jnp.where(valid, region.radius, jnp.nan))

@@ -105,7 +105,9 @@ def _paired(relaxations: Nodes, others: Nodes) -> dict[int, Any]:
 # What stands in for a nonlinear equation. `apply(affine, one, *operands)` is the rule's reading of one line.
 
 
-def _relaxed(apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]) -> Array:
+def _relaxed(
+    apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]
+) -> Array:
     """Upper line forwards; backwards, positive cotangents through the lower and negative ones through the upper."""
     relaxation, delta = state
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (one, *operands)]
@@ -126,7 +128,9 @@ def _relaxed(apply: Callable[..., Array], state: tuple[Relaxation, Array], one: 
     return node(relaxation, one, *operands) + delta
 
 
-def _chosen(apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]) -> Array:
+def _chosen(
+    apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]
+) -> Array:
     """The line that a row took."""
     relaxation, takes_lower = state
     return jnp.where(takes_lower, apply(relaxation.lower, one, *operands), apply(relaxation.upper, one, *operands))

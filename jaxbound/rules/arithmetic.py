@@ -46,9 +46,7 @@ def _product(x: Any, y: Any, **_: Any) -> Interval:
     return corners(x, y)
 
 
-register(
-    "mul", Coefficient(carries=True), Nonlinear(_product, lambda x, y, **_: mccormick(x, y))
-)
+register("mul", Coefficient(carries=True), Nonlinear(_product, lambda x, y, **_: mccormick(x, y)))
 
 
 # Quotients: a set over a constant is linear, everything else goes through 1 / y.

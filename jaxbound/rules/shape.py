@@ -3,7 +3,9 @@
 from jaxbound.rules.registry import Linear, refuse, register
 
 # Every result reads one element and none is read twice.
-for _name in "reshape transpose squeeze expand_dims rev slice copy copy_p reduce_precision optimization_barrier".split():
+for (
+    _name
+) in "reshape transpose squeeze expand_dims rev slice copy copy_p reduce_precision optimization_barrier".split():
     register(_name, Linear((0,), carries=True))
 for _name in "stop_gradient sharding_constraint pvary pcast mesh_cast reshard device_put".split():
     register(_name, Linear(carries=True))
@@ -31,6 +33,9 @@ refuse(
     "that depend on the set (jnp.maximum, jnp.minimum, jnp.clip, jnp.abs and the activations of jax.nn are supported).",
 )
 refuse("sort top_k", "sorting values that depend on a set is not supported.")
-refuse("while", "a loop whose number of steps is not fixed, or one carrying a set, cannot be bounded: use a loop with "
-       "a fixed number of steps (jax.lax.scan, or jax.lax.fori_loop with constant bounds).")
+refuse(
+    "while",
+    "a loop whose number of steps is not fixed, or one carrying a set, cannot be bounded: use a loop with "
+    "a fixed number of steps (jax.lax.scan, or jax.lax.fori_loop with constant bounds).",
+)
 refuse("cond", "branches on values that depend on a set are not supported.")

@@ -1,0 +1,1 @@
+"""Training and evaluation programs, run from a checkout: `python -m experiments.NAME`."""

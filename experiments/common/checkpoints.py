@@ -1,0 +1,119 @@
+"""Checkpoints of a run: atomic, the last one and the best one kept, never mistaken for another run's."""
+
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+
+from experiments.common.flags import UserError
+
+METRIC = "test_verified_error"  # the best checkpoint has the smallest
+
+
+class CheckpointError(UserError):
+    """A checkpoint that is missing, unreadable, or of another run."""
+
+
+class Checkpoints:
+    """The checkpoints in one folder.
+
+    Orbax writes a checkpoint into a folder of another name and renames it, so one that was cut short by a `kill -9` is
+    never seen.
+
+    Args:
+      folder: where they are; made if need be.
+      run: what defines the run (the flags that training depends on), saved with every checkpoint.
+    """
+
+    def __init__(self, folder: pathlib.Path, run: Mapping[str, Any]):
+        self._folder, self._run = folder, dict(run)
+        policies = ocp.checkpoint_managers
+        keep = policies.AnyPreservationPolicy(
+            [
+                policies.LatestN(1),
+                policies.BestN(get_metric_fn=_metric, reverse=True, n=1, keep_checkpoints_without_metrics=False),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            folder.absolute(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep,
+                best_fn=_metric,
+                best_mode="min",
+                # The state is donated to the next step, so it must be on disk before training goes on.
+                enable_async_checkpointing=False,
+                cleanup_tmp_directories=True,
+            ),
+            item_names=("state", "run"),
+        )
+
+    def step(self, which: str = "last") -> int | None:
+        """The step of the last or the best checkpoint; None where there is none."""
+        return self._manager.best_step() if which == "best" else self._manager.latest_step()
+
+    def save(self, state: Any, metrics: Mapping[str, float] | None = None) -> None:
+        """Saves a state under its step, unless that step is saved already.
+
+        Args:
+          state: a pytree of arrays with a field `step`.
+          metrics: figures of this state, to choose the best one by; None where it was not evaluated.
+        """
+        step = int(state.step)
+        if step == self.step():
+            return
+        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(self._run))
+        self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics))
+        self._manager.wait_until_finished()
+
+    def restore(self, like: Any, *, step: int, must_match: tuple[str, ...]) -> Any:
+        """Reads a checkpoint.
+
+        Args:
+          like: a pytree of arrays of the shapes and types to read.
+          step: which checkpoint.
+          must_match: names out of `run` that must be the same as when it was saved.
+
+        Returns:
+          The state.
+
+        Raises:
+          CheckpointError: where the checkpoint is of another run or model, or damaged.
+        """
+        saved = self._read(step, run=ocp.args.JsonRestore())["run"]
+        here = {name: _plain(self._run.get(name)) for name in must_match}
+        other = [
+            f"--{name}={saved.get(name)}, not {here[name]}" for name in must_match if saved.get(name) != here[name]
+        ]
+        if other:
+            raise CheckpointError(
+                f"the checkpoint in {self._folder} is of another run: it has {'; '.join(other)}. "
+                "Name another --workdir, or give the flags of that run"
+            )
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        return self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
+
+    def close(self) -> None:
+        """Releases the folder."""
+        self._manager.close()
+
+    def _read(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise CheckpointError(
+                f"the checkpoint {self._folder / str(step)} is damaged, half-written or of another model: {reason}. "
+                "Delete that folder (the run goes on from the checkpoint before it, if there is one) or name another "
+                "--workdir"
+            ) from error
+
+
+def _metric(metrics: Mapping[str, float]) -> float:
+    return metrics[METRIC]
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON would give it back."""
+    return list(value) if isinstance(value, tuple) else value

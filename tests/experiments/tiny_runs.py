@@ -1,0 +1,49 @@
+"""Runs that end within seconds: ten blurred prototypes with noise, 8 x 8 pixels, and a small network."""
+
+import numpy as np
+
+from experiments import mnist_ibp
+from experiments.common import data, run
+from experiments.common.flags import Config
+
+SHAPE = (8, 8, 1)
+
+
+def make_dataset(train=160, test=40, seed=0):
+    """A data set that a network learns in a few epochs and can be verified on."""
+    rng = np.random.default_rng(seed)
+    prototypes = rng.uniform(0.1, 0.9, (10, *SHAPE)) > 0.5
+
+    def split(size):
+        labels = np.arange(size, dtype=np.int32) % 10
+        noisy = 255 * np.clip(0.8 * prototypes[labels] + rng.uniform(0, 0.2, (size, *SHAPE)), 0, 1)
+        return data.Split(noisy.astype(np.uint8), labels)
+
+    return data.Dataset("mnist_5k", train=split(train), test=split(test))
+
+
+def config(workdir, **changes):
+    """Flags of a run of six epochs of five steps."""
+    values = {
+        "model": "mlp",
+        "epochs": 6,
+        "batch_size": 32,
+        "learning_rate": 5e-3,
+        "radius": 0.02,
+        "warmup_epochs": 1,
+        "ramp_epochs": 3,
+        "lr_milestones": (4,),
+        "checkpoint_epochs": 1,
+        "log_steps": 2,
+        "eval_radii": (0.02,),
+        "eval_methods": ("ibp",),
+        "eval_batch_size": 16,
+        "pgd_steps": 5,
+        "pgd_restarts": 2,
+    }
+    return Config(workdir=str(workdir), **{**values, **changes})
+
+
+def train(workdir, method=mnist_ibp.ibp, **changes):
+    """Runs the experiment in this process."""
+    return run.run(mnist_ibp.NAME, method, config(workdir, **changes))
