@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.core import Tracer
 from jax.extend import core
 
 Value = Any
@@ -64,6 +65,7 @@ class Scan:
 
     @classmethod
     def of(cls, equation: Equation) -> "Scan":
+        """The parts of a scan equation."""
         params = equation.params
         if "num_consts" in params:
             consts, carry = params["num_consts"], params["num_carry"]
@@ -88,6 +90,7 @@ class Scan:
         return tuple(mask)
 
     def open_outputs(self, mask: Sequence[bool]) -> tuple[bool, ...]:
+        """Which results depend on the operands marked in the mask."""
         full = self.open_inputs(mask)
         marked = self.body.open_slots(full)
         slices = (slot in marked for slot in self.body.outputs[self.num_carry :])
@@ -208,7 +211,7 @@ def same_program(first: Program, second: Program) -> bool:
 
 
 def _same_value(a: Value, b: Value) -> bool:
-    if any(isinstance(x, jax.core.Tracer) for x in (a, b)):
+    if any(isinstance(x, Tracer) for x in (a, b)):
         return a is b
     return np.shape(a) == np.shape(b) and bool(np.all(np.asarray(a) == np.asarray(b)))
 
@@ -272,8 +275,10 @@ class _Inliner:
             if params is None:
                 return self.inline(inner, inputs, source)
             return self.append(eqn, inputs, str(eqn.params["name"]), params, core.jaxpr_as_fun(inner), source)
-        if name == "mul" and inputs[0] == inputs[1]:  # the one case where bounds profit from knowing it
+        if name == "mul" and inputs[0] == inputs[1]:  # no product of two independent factors
             return self.append(eqn, inputs[:1], "square", {}, lambda x: [x * x], source)
+        if name == "broadcast_in_dim" and eqn.invars[0].aval.size == eqn.outvars[0].aval.size:  # copies nothing
+            name = "expand_dims"
         params = eqn.params
         if name == "scan":
             params = {**params, "body": flatten(params["jaxpr"], self.recognize)}

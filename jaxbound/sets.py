@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 Array = Any  # jax.Array, numpy array, tracer or Python scalar
 
@@ -50,6 +51,7 @@ class Ball:
 
     @property
     def shape(self) -> tuple[int, ...]:
+        """The shape of the inputs."""
         return jnp.shape(self.center)
 
 
@@ -248,4 +250,4 @@ def _aligned(size: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _concrete(x: Any) -> bool:
-    return not isinstance(x, jax.core.Tracer)
+    return not isinstance(x, Tracer)

@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxbound.sets import Array
 
@@ -32,7 +33,7 @@ def margin_spec(label: Any, num_classes: int, dtype: Any = jnp.float32) -> Array
     label = jnp.asarray(label)
     if label.ndim or not jnp.issubdtype(label.dtype, jnp.integer):
         raise ValueError(f"label must be one integer, got {label.dtype}{label.shape}; batches go through jax.vmap")
-    if not isinstance(label, jax.core.Tracer) and not 0 <= int(label) < num_classes:
+    if not isinstance(label, Tracer) and not 0 <= int(label) < num_classes:
         raise ValueError(f"label {int(label)} is out of range for {num_classes} classes (0 to {num_classes - 1})")
     others = jnp.arange(num_classes - 1)
     others = others + (others >= label)

@@ -191,7 +191,7 @@ def _tighten_by_crown(program: Program, sets: Sequence[Set], chunk: int, combine
     def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:
         cone = program.cone([slot])
         inside = [region[k] for k in cone.inputs]
-        if _is_exact(cone):
+        if _is_exact(cone) and all(isinstance(s, Interval) for s in inside):
             return box
         needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
         shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -101,7 +100,7 @@ def _as_interval(value: Any) -> Interval:
 
 
 def _relax(rule: Nonlinear, equation: Equation, operands: list[Any], result: Interval, relu: Any) -> Relaxation:
-    """A rule's relaxation; constant lines where its numbers are not finite, NaN where the interval itself is invalid."""
+    """A rule's relaxation; constant lines where its numbers are not finite, NaN where the interval is invalid."""
     shape = jnp.shape(result.lower)
 
     def guarded(side: Affine, end: Array) -> Affine:
@@ -141,7 +140,7 @@ def _boxed(x: Any) -> Any:
 def _carried(rule: Linear, equation: Equation, operands: list[Any]) -> Sequence[Ball]:
     """A ball stays one: the operation on its centre, and on its radius with the other terms left out."""
     ((k, ball),) = ((k, x) for k, x in enumerate(operands) if isinstance(x, Ball))
-    others = [jnp.zeros_like(x) if rule.is_linear_in(i) else x for i, x in enumerate(operands)]
+    others = [jnp.zeros_like(x) if i != k and rule.is_linear_in(i) else x for i, x in enumerate(operands)]
     centers = equation.apply(*operands[:k], ball.center, *operands[k + 1 :])
     radii = equation.apply(*others[:k], ball.radius, *others[k + 1 :])
     clips = [None] * len(centers)
@@ -153,29 +152,35 @@ def _carried(rule: Linear, equation: Equation, operands: list[Any]) -> Sequence[
 
 def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mask: Sequence[bool]) -> Set:
     k = mask.index(True)
-    x, size = operands[k], jnp.abs(operands[1 - k])
+    x, weight = operands[k], operands[1 - k]
 
     def apply(value: Array, weight: Array) -> Array:
         return apply_linear(rule, equation, (value, weight) if k == 0 else (weight, value))[0]
 
-    if isinstance(x, Ball) and rule.carries:
-        clip = (
-            None if x.clip is None else _coefficient(rule, equation, [*operands[:k], x.clip, *operands[k + 1 :]], mask)
-        )
-        return Ball(apply(x.center, operands[1 - k]), apply(x.radius, size), x.p, clip)
-    box = bounding_box(x)
-    center, width = apply(midpoint(box), operands[1 - k]), apply(radius(box), size)
-    result = Interval(center - width, center + width)
+    def through_box(box: Interval) -> Interval:
+        center, width = apply(midpoint(box), weight), apply(radius(box), jnp.abs(weight))
+        return Interval(center - width, center + width)
+
     if isinstance(x, Interval):
-        return result
-    q = dual_exponent(x.p)
-    if math.isinf(q):
-        return result
-    power = apply(x.radius**q, size**q)
-    reach = jnp.where(power > 0, jnp.where(power > 0, power, 1) ** (1 / q), 0)
-    center = apply(x.center, operands[1 - k])
+        return through_box(x)
+    if rule.carries:
+        clip = None if x.clip is None else through_box(x.clip)
+        return Ball(apply(x.center, weight), apply(x.radius, jnp.abs(weight)), x.p, clip)
+    if x.p == 1:
+        pair = (x.radius, jnp.abs(weight))
+        reach = rule.peak(*(pair if k == 0 else pair[::-1]), **equation.params) if rule.peak else None
+    else:
+        reach = _rooted(apply(x.radius ** dual_exponent(x.p), jnp.abs(weight) ** dual_exponent(x.p)), x.p)
+    if reach is None:
+        return through_box(bounding_box(x))
+    center = apply(x.center, weight)
     ball = Interval(center - reach, center + reach)
-    return ball if x.clip is None else tightest(ball, result)
+    return ball if x.clip is None else tightest(ball, through_box(bounding_box(x)))
+
+
+def _rooted(power: Array, p: float) -> Array:
+    """power^(1/q) for 1/p + 1/q = 1, with a zero gradient at zero."""
+    return jnp.where(power > 0, jnp.where(power > 0, power, 1) ** (1 / dual_exponent(p)), 0)
 
 
 # Loops.

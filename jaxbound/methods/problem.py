@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxbound.program import Equation, Program, flatten, same_program, trace
 from jaxbound.rules.activations import named
@@ -103,26 +104,32 @@ def prepare(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Problem:
 
 
 def _validated(region: Set) -> Set:
-    """Raises on what is known to be invalid; what is only known at run time becomes NaN, and so every bound infinite."""
+    """Raises on what is known to be invalid; what is only known at run time becomes NaN, its bounds infinite."""
+    if isinstance(region, Ball) and not region.p >= 1:
+        raise ValueError(f"the p of an l_p ball must be at least 1, got {region.p}")
     box = region if isinstance(region, Interval) else Interval(region.center, region.center + region.radius)
     lower, upper = jnp.asarray(box.lower), jnp.asarray(box.upper)
     if not (jnp.issubdtype(lower.dtype, jnp.floating) and jnp.issubdtype(upper.dtype, jnp.floating)):
         raise TypeError(f"a set must hold floats, got {lower.dtype}: integers (labels, indices) can only be constants")
     if lower.shape != upper.shape:
         raise ValueError(f"lower and upper of a set must have one shape, got {lower.shape} and {upper.shape}")
-    if not any(isinstance(end, jax.core.Tracer) for end in (lower, upper)):
-        if np.isnan(np.asarray(lower)).any() or np.isnan(np.asarray(upper)).any():
-            raise ValueError("a set has NaN in it; it would bound nothing")
-        if (np.asarray(lower) > np.asarray(upper)).any():
-            kind = "lower > upper" if isinstance(region, Interval) else "a negative radius"
-            raise ValueError(
-                f"a set is empty: it has {kind} at {int((np.asarray(lower) > np.asarray(upper)).sum())} "
-                f"of its {lower.size} elements"
-            )
+    if not any(isinstance(end, Tracer) for end in (lower, upper)):
+        _refuse_invalid(np.asarray(lower), np.asarray(upper), region)
     valid = lower <= upper
     if isinstance(region, Ball):
-        return dataclasses.replace(region, radius=jnp.where(valid, region.radius, jnp.nan))
+        return dataclasses.replace(
+            region, radius=jnp.where(valid, jnp.broadcast_to(region.radius, lower.shape), jnp.nan)
+        )
     return Interval(jnp.where(valid, lower, jnp.nan), jnp.where(valid, upper, jnp.nan))
+
+
+def _refuse_invalid(lower: np.ndarray, upper: np.ndarray, region: Set) -> None:
+    if np.isnan(lower).any() or np.isnan(upper).any():
+        raise ValueError("a set has NaN in it; it would bound nothing")
+    crossed = int((lower > upper).sum())
+    if crossed:
+        kind = "lower > upper" if isinstance(region, Interval) else "a negative radius"
+        raise ValueError(f"a set is empty: it has {kind} at {crossed} of its {lower.size} elements")
 
 
 def _recognize(name: str, inner: Any, operands: Sequence[jax.ShapeDtypeStruct]) -> Mapping[str, Any] | None:
@@ -143,12 +150,13 @@ def rule_of(equation: Equation, mask: Sequence[bool]) -> Rule:
     Raises:
       UnsupportedError: there is none.
     """
-    rule = equation.params.get(_RULE) or lookup(equation.name, mask, equation.source)
+    own = equation.params.get(_RULE)
+    rule = own if own is not None and own.accepts(mask) else lookup(equation.name, mask, equation.source)
     for shape in equation.shapes:
         if not jnp.issubdtype(shape.dtype, jnp.floating):
             raise UnsupportedError(
-                f"{equation.name!r} at {equation.source} turns values that depend on a set of inputs into {shape.dtype}, "
-                f"which has no bounds. Keep such values floating point, or compute it from constants."
+                f"{equation.name!r} at {equation.source} turns values that depend on a set of inputs into "
+                f"{shape.dtype}, which has no bounds. Keep such values floating point, or compute it from constants."
             )
     return rule
 

@@ -2,8 +2,8 @@
 
 Choose. With every nonlinear equation replaced by one of its two lines the program is affine, and JAX's own `vjp` of it,
 taken with the rows of a spec, is the CROWN recursion: positive cotangents go through the lower line, negative ones
-through the upper line. Every constant on the way is multiplied by a scalar tap `one`, whose cotangent collects the bias;
-every nonlinear result gets a zero `delta` added, whose cotangent tells which line each row took.
+through the upper line. Every constant on the way is multiplied by a scalar tap `one`, whose cotangent collects the
+bias; every nonlinear result gets a zero `delta` added, whose cotangent tells which line each row took.
 
 Evaluate. By the envelope theorem each row's bound is also the value of the program at the row's worst input with the
 chosen lines in place: an ordinary forward pass. `graft` takes the value from the first and the derivative from the
@@ -83,7 +83,12 @@ def choose_lines(
 
 
 def _evaluate(
-    program: Program, relaxations: Nodes, sets: Sequence[Set], row: list[Array], coeffs: list[Array], signs: Nodes
+    program: Program,
+    relaxations: Nodes,
+    sets: Sequence[Set],
+    row: Sequence[Array],
+    coeffs: Sequence[Array],
+    signs: Nodes,
 ) -> Array:
     worst = [worst_input(c, s) for c, s in zip(coeffs, sets, strict=True)]
     one = jnp.ones((), jnp.result_type(*row))

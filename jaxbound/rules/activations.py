@@ -96,7 +96,7 @@ def _leaky_interval(x: Interval, slope: Array = 0.01, **_: Any) -> Interval:
 
 
 def _relax_leaky(x: Interval, slope: Array = 0.01, *, relu: Any, **_: Any) -> Relaxation:
-    """The strategy's lines for slopes in [0, 1]; beyond, chord and the better half, as the function is convex or concave."""
+    """The strategy's lines for slopes in [0, 1]; for others the function is convex or concave."""
 
     def fn(v: Array) -> Array:
         return jnp.where(v > 0, v, slope * v)

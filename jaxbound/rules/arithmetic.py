@@ -1,7 +1,7 @@
 """Sums, products, quotients and contractions."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -120,27 +120,58 @@ def _dot(x: Array, y: Array, *, dimension_numbers: Any, precision: Any, **params
 
 def _dot_interval(x: Interval, y: Interval, **params: Any) -> Interval:
     """The corners' products summed where they fit in memory, centre and radius (looser) elsewhere."""
-    (contract_x, contract_y), (batch_x, batch_y) = params["dimension_numbers"]
-    table = math.prod(x.lower.shape) * math.prod(y.lower.shape)
-    table //= math.prod(x.lower.shape[axis] for axis in (*contract_x, *batch_x))
-    if table * math.prod(x.lower.shape[axis] for axis in contract_x) > _LARGEST_TABLE:
-        return _centre_radius(lambda a, b: _dot(a, b, **params), x, y)
-    left = Interval(*(_grouped(end, batch_x, contract_x, last=True) for end in x))
-    right = Interval(*(_grouped(end, batch_y, contract_y, last=False) for end in y))
-    products = corners(
-        Interval(left.lower[..., None], left.upper[..., None]),
-        Interval(right.lower[:, None], right.upper[:, None]),
-    )
     shape = jax.eval_shape(lambda a, b: _dot(a, b, **params), x.lower, y.lower).shape
-    return Interval(*(jnp.sum(end, axis=2).reshape(shape) for end in products))
+    (contract_x, contract_y), (batch_x, batch_y) = params["dimension_numbers"]
+    if not _fits(shape, x.lower.shape, contract_x):
+        return _centre_radius(lambda a, b: _dot(a, b, **params), x, y)
+    left = Interval(*(_left(end, batch_x, contract_x) for end in x))
+    right = Interval(*(_right(end, batch_y, contract_y) for end in y))
+    return Interval(*(jnp.sum(end, axis=2).reshape(shape) for end in corners(left, right)))
 
 
-def _grouped(x: Array, batch: Any, contract: Any, *, last: bool) -> Array:
-    """[batch, free, contracted] or [batch, contracted, free], each flattened."""
+def _dot_peak(x: Array, y: Array, **params: Any) -> Array | None:
+    shape = jax.eval_shape(lambda a, b: _dot(a, b, **params), x, y).shape
+    (contract_x, contract_y), (batch_x, batch_y) = params["dimension_numbers"]
+    if not _fits(shape, x.shape, contract_x):
+        return None
+    return jnp.max(_left(x, batch_x, contract_x) * _right(y, batch_y, contract_y), axis=2).reshape(shape)
+
+
+def _fits(result: Sequence[int], shape: Sequence[int], contracted: Sequence[int]) -> bool:
+    """Whether all products of a contraction may be written out."""
+    return math.prod(result) * math.prod(shape[axis] for axis in contracted) <= _LARGEST_TABLE
+
+
+def _left(x: Array, batch: Sequence[int], contract: Sequence[int]) -> Array:
+    """[batch, free, contracted, 1], each flattened: times `_right` all products of a contraction."""
     free = [axis for axis in range(x.ndim) if axis not in (*batch, *contract)]
-    middle, end = (free, contract) if last else (contract, free)
-    sizes = [math.prod(x.shape[axis] for axis in axes) for axes in (batch, middle, end)]
-    return jnp.transpose(x, (*batch, *middle, *end)).reshape(sizes)
+    return _flattened(x, (batch, free, contract))[..., None]
+
+
+def _right(x: Array, batch: Sequence[int], contract: Sequence[int]) -> Array:
+    """[batch, 1, contracted, free], each flattened."""
+    free = [axis for axis in range(x.ndim) if axis not in (*batch, *contract)]
+    return _flattened(x, (batch, contract, free))[:, None]
+
+
+def _flattened(x: Array, groups: Sequence[Sequence[int]]) -> Array:
+    """Merges each group of axes into one."""
+    sizes = [math.prod(x.shape[axis] for axis in axes) for axes in groups]
+    return jnp.transpose(x, [axis for axes in groups for axis in axes]).reshape(sizes)
+
+
+def _conv_peak(x: Array, kernel: Array, **params: Any) -> Array:
+    """One entry of the window at a time, so that the memory is that of a few results."""
+    features = params["dimension_numbers"].rhs_spec[0]
+    shape = tuple(1 if axis == features else size for axis, size in enumerate(kernel.shape))
+    size = math.prod(shape)
+
+    def entry(index: Array) -> Array:
+        return convolve(x, kernel * jax.nn.one_hot(index, size, dtype=kernel.dtype).reshape(shape), **params)
+
+    first = entry(jnp.zeros((), int))
+    peak, _ = jax.lax.scan(lambda most, k: (jnp.maximum(most, entry(k)), None), first, jnp.arange(1, size))
+    return peak
 
 
 def _conv_interval(x: Interval, y: Interval, **params: Any) -> Interval:
@@ -161,5 +192,5 @@ def _contraction(op: Callable, interval: Callable) -> Nonlinear:
     return Nonlinear(interval, relax, evaluate=evaluate)
 
 
-register("dot_general", Coefficient(), _contraction(_dot, _dot_interval))
-register("conv_general_dilated", Coefficient(apply=convolve), _contraction(convolve, _conv_interval))
+register("dot_general", Coefficient(peak=_dot_peak), _contraction(_dot, _dot_interval))
+register("conv_general_dilated", Coefficient(apply=convolve, peak=_conv_peak), _contraction(convolve, _conv_interval))

@@ -28,7 +28,7 @@ def _plain(x: Array, kernel: Array, **options: Any) -> Array:
 
 
 def _profits(kernel: Array, *, dimension_numbers: Any, window_strides: Sequence[int], **options: Any) -> bool:
-    """Whether the stride divides the window (else blocks hold as many zeros as they save) and nothing else is special."""
+    """Whether blocks pay: the stride divides the window (else they hold as many zeros as they save), no groups ..."""
     groups = options["feature_group_count"] * options["batch_group_count"]
     dilations = (*options["lhs_dilation"], *options["rhs_dilation"])
     windows = [kernel.shape[axis] for axis in dimension_numbers.rhs_spec[2:]]

@@ -39,7 +39,7 @@ def _relax_max(x: Interval, axes: tuple[int, ...], **_: Any) -> Relaxation:
 
     def restore(weights: Array) -> Array:
         shape = [x.lower.shape[axis] for axis in order]
-        return jnp.transpose(weights.reshape(shape), np.argsort(order))
+        return jnp.transpose(weights.reshape(shape), [order.index(axis) for axis in range(len(order))])
 
     below = line(restore(chosen), jnp.zeros_like(top))
     return Relaxation(below, line(restore(chosen * dominates[..., None]), top))

@@ -28,12 +28,15 @@ class Linear:
     carries: bool = False
 
     def accepts(self, mask: Sequence[bool]) -> bool:
+        """Whether exactly the marked operands may be sets."""
         return self.operands is None or all(k in self.operands for k, is_set in enumerate(mask) if is_set)
 
     def is_linear_in(self, position: int) -> bool:
+        """Whether an operand is one of those that may be sets."""
         return self.operands is None or position in self.operands
 
     def sign(self, position: int) -> int:
+        """The sign of an operand."""
         return self.signs[min(position, len(self.signs) - 1)]
 
 
@@ -45,13 +48,17 @@ class Coefficient:
       operands: positions that may be the set.
       carries: as for `Linear`: an elementwise scaling.
       apply: computes the same as the primitive, called with its parameters; None for the primitive itself.
+      peak: (x, y, **params) -> the largest, rather than the sum, of the nonnegative products that make each result;
+        None if unknown. It takes l_1 balls through the operation exactly.
     """
 
     operands: tuple[int, ...] = (0, 1)
     carries: bool = False
     apply: Callable[..., Array] | None = None
+    peak: Callable[..., Array | None] | None = None
 
     def accepts(self, mask: Sequence[bool]) -> bool:
+        """Whether exactly the marked operands may be sets."""
         return sum(mask) == 1 and list(mask).index(True) in self.operands
 
 
@@ -78,6 +85,7 @@ class Nonlinear:
     evaluate: Callable[..., Array] = elementwise
 
     def accepts(self, mask: Sequence[bool]) -> bool:
+        """Whether exactly the marked operands may be sets."""
         return self.operands is None or all(k in self.operands for k, is_set in enumerate(mask) if is_set)
 
 
