@@ -78,7 +78,10 @@ def bounding_box(region: Set) -> Interval:
     if isinstance(region, Interval):
         return region
     box = Interval(region.center - region.radius, region.center + region.radius)
-    return box if region.clip is None else tightest(box, region.clip)
+    if region.clip is None:
+        return box
+    # Unlike `tightest` this lets the NaN of an invalid ball win.
+    return Interval(jnp.maximum(box.lower, region.clip.lower), jnp.minimum(box.upper, region.clip.upper))
 
 
 def contains(region: Set, x: Array, *, tolerance: float = 0.0) -> Array:
@@ -96,9 +99,10 @@ def contains(region: Set, x: Array, *, tolerance: float = 0.0) -> Array:
     """
     if isinstance(region, Interval):
         return jnp.all((x >= region.lower - tolerance) & (x <= region.upper + tolerance))
-    offset = (x - region.center) / jnp.where(region.radius > 0, region.radius, 1)
-    outside = jnp.any((region.radius == 0) & (jnp.abs(offset) > tolerance))
-    inside = norm(jnp.where(region.radius > 0, offset, 0), region.p) <= 1 + tolerance
+    fixed = region.radius == 0
+    offset = (x - region.center) / jnp.where(fixed, 1, region.radius)
+    outside = jnp.any(fixed & (jnp.abs(offset) > tolerance))
+    inside = norm(jnp.where(fixed, 0, offset), region.p) <= 1 + tolerance
     return inside & ~outside & (True if region.clip is None else contains(region.clip, x, tolerance=tolerance))
 
 
@@ -110,7 +114,12 @@ def norm(x: Array, p: float) -> Array:
     if p == 1:
         return jnp.sum(size)
     power = jnp.sum(size**p) if p != 2 else jnp.sum(size * size)
-    return jnp.where(power > 0, jnp.where(power > 0, power, 1) ** (1 / p), 0)
+    return root(power, p)
+
+
+def root(power: Array, p: float) -> Array:
+    """power^(1/p), with a zero gradient at zero. NaN stays NaN: the radius of an invalid ball is not zero."""
+    return jnp.where(power == 0, 0, jnp.where(power == 0, 1, power) ** (1 / p))
 
 
 def dual_exponent(p: float) -> float:

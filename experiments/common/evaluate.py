@@ -26,8 +26,8 @@ from experiments.common.models import Apply
 from experiments.common.train import pixels
 from jaxbound import attacks
 
-# (params, images as bytes [B, H, W, C], labels [B], radius, one or [B]) -> whether each example holds, bool [B]
-Check = Callable[[Any, jax.Array, jax.Array, Any], jax.Array]
+# (params, examples as bytes, radius, one or [B]) -> whether each example holds, bool [B]
+Check = Callable[[Any, Split, Any], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +54,15 @@ def verifier(apply: Apply, bound: Callable[..., Any], *, num_classes: int) -> Ch
       num_classes: K.
     """
 
-    def verified(params: Any, image: jax.Array, label: jax.Array, radius: jax.Array) -> jax.Array:
+    def verified(params: Any, image: jax.Array, label: jax.Array, *, radius: jax.Array) -> jax.Array:
         box, spec = jaxbound.linf_ball(image, radius), jaxbound.margin_spec(label, num_classes)
         return jnp.all(bound(apply)(params, box, spec=spec) > 0)
 
     @jax.jit
-    def check(params: Any, images: jax.Array, labels: jax.Array, radius: Any) -> jax.Array:
-        radii = jnp.broadcast_to(radius, labels.shape)
-        return jax.vmap(verified, in_axes=(None, 0, 0, 0))(params, pixels(images), labels, radii)
+    def check(params: Any, examples: Split, radius: Any) -> jax.Array:
+        radii = jnp.broadcast_to(radius, examples.labels.shape)
+        each = jax.vmap(functools.partial(verified, params))
+        return each(pixels(examples.images), examples.labels, radius=radii)
 
     return check
 
@@ -91,21 +92,21 @@ def classifier(apply: Apply) -> Check:
     """Compiles the check that an image itself is classified correctly; the radius is not used."""
 
     @jax.jit
-    def check(params: Any, images: jax.Array, labels: jax.Array, radius: Any) -> jax.Array:
+    def check(params: Any, examples: Split, radius: Any) -> jax.Array:
         del radius
-        return jax.vmap(attacks.margin)(apply(params, pixels(images)), labels) < 0
+        return jax.vmap(attacks.margin)(apply(params, pixels(examples.images)), examples.labels) < 0
 
     return check
 
 
 def attacker(apply: Apply, config: Config) -> Callable[..., jax.Array]:
-    """Compiles the check that an attack fails: a `Check` with one more argument, a key per example.
+    """Compiles the check that an attack fails: a `Check` with one more argument, `keys`, one per example.
 
     The attack maximises the margin itself, not the cross-entropy, whose gradient vanishes where the network is sure.
     """
 
     @jax.jit
-    def check(params: Any, images: jax.Array, labels: jax.Array, radius: Any, keys: jax.Array) -> jax.Array:
+    def check(params: Any, examples: Split, radius: Any, *, keys: jax.Array) -> jax.Array:
         attack = attacks.pgd(
             functools.partial(apply, params),
             objective=attacks.margin,
@@ -113,17 +114,17 @@ def attacker(apply: Apply, config: Config) -> Callable[..., jax.Array]:
             step_size=config.pgd_step_size,
             restarts=config.pgd_restarts,
         )
-        found = jax.vmap(attack)(keys, jaxbound.linf_ball(pixels(images), radius), labels)
-        return jax.vmap(attacks.margin)(apply(params, found), labels) < 0
+        found = jax.vmap(attack)(keys, jaxbound.linf_ball(pixels(examples.images), radius), examples.labels)
+        return jax.vmap(attacks.margin)(apply(params, found), examples.labels) < 0
 
     return check
 
 
-def holds(check: Callable[..., jax.Array], split: Split, chosen: np.ndarray, *, batch_size: int, title: str) -> Any:
+def holds(check: Callable[..., jax.Array], split: Split, *, chosen: np.ndarray, batch_size: int, title: str) -> Any:
     """Runs a check over chosen examples in batches of one size, so that it compiles once.
 
     Args:
-      check: (images, labels, indices) -> bool, for one batch.
+      check: (examples, their indices) -> bool [B], for one batch.
       split: the examples.
       chosen: indices of the examples to check.
       batch_size: B; the last batch is filled up with repetitions.
@@ -137,8 +138,12 @@ def holds(check: Callable[..., jax.Array], split: Split, chosen: np.ndarray, *, 
     for start in bar:
         batch = chosen[start : start + batch_size]
         padded = np.resize(batch, batch_size)
-        result[batch] = np.asarray(check(split.images[padded], split.labels[padded], padded))[: len(batch)]
+        result[batch] = np.asarray(check(_part(split, padded), padded))[: len(batch)]
     return result
+
+
+def _part(split: Split, chosen: np.ndarray) -> Split:
+    return Split(split.images[chosen], split.labels[chosen])
 
 
 def percent_failing(passed: np.ndarray) -> float:
@@ -165,7 +170,7 @@ class Evaluation:
 
     def _holds(self, check: Check, params: Any, radius: float, **options: Any) -> np.ndarray:
         options = {"chosen": self._all, "batch_size": self._config.eval_batch_size, "title": "evaluating", **options}
-        return holds(lambda images, labels, _: check(params, images, labels, radius), self._split, **options)
+        return holds(lambda examples, _: check(params, examples, radius), self._split, **options)
 
     def quick(self, params: Any) -> dict[str, float]:
         """Clean error, and verified error by the cheapest method at the first radius: the figures during training."""
@@ -195,11 +200,11 @@ class Evaluation:
 
     def certified_radii(self, params: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
         """The largest radius in [0, 1] that IBP verifies, for a few examples, by bisection; 0 where none."""
-        images, labels = self._split.images[np.asarray(chosen)], self._split.labels[np.asarray(chosen)]
+        examples = _part(self._split, np.asarray(chosen))
         low, high = np.zeros(len(chosen)), np.ones(len(chosen))
         for _ in range(halvings):
             middle = (low + high) / 2
-            passed = np.asarray(self._ibp(params, images, labels, middle.astype(np.float32)))
+            passed = np.asarray(self._ibp(params, examples, middle.astype(np.float32)))
             low, high = np.where(passed, middle, low), np.where(passed, high, middle)
         return low
 
@@ -207,9 +212,9 @@ class Evaluation:
         """The errors at one radius."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(self._config.seed)))(self._all)
         survived = holds(
-            lambda images, labels, batch: self._attacker(params, images, labels, radius, keys[batch]),
+            lambda examples, batch: self._attacker(params, examples, radius, keys=keys[batch]),
             self._split,
-            self._all,
+            chosen=self._all,
             batch_size=self._config.eval_batch_size,
             title=f"PGD at {radius:g}",
         )

@@ -13,6 +13,7 @@ import jax
 import matplotlib.figure
 import numpy as np
 
+import jaxbound
 from experiments.common.files import replace_text
 from experiments.common.flags import Config
 
@@ -21,19 +22,13 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 def surroundings(config: Config) -> dict[str, Any]:
     """What a result depends on besides the code: every flag, the versions and the device."""
-    versions = {"python": platform.python_version(), "jaxbound": _jaxbound_version()}
+    versions = {"python": platform.python_version(), "jaxbound": jaxbound.__version__}
     device = jax.devices()[0]
     return {
         "flags": dataclasses.asdict(config),
         "versions": {**versions, **{name: importlib.metadata.version(name) for name in PACKAGES}},
         "device": {"platform": device.platform, "kind": device.device_kind, "cpu_cores": os.cpu_count()},
     }
-
-
-def _jaxbound_version() -> str:
-    import jaxbound
-
-    return jaxbound.__version__
 
 
 def write_results(workdir: pathlib.Path, results: Mapping[str, Any]) -> None:

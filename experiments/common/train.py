@@ -133,17 +133,17 @@ def pixels(images: jax.Array) -> jax.Array:
 
 
 def _compile(method: Method, recipe: Recipe) -> Callable[..., TrainState]:
-    """Compiles one step of a method: (state, images, labels, order) -> state.
+    """Compiles one step of a method: (state, examples, their order) -> state.
 
     A step whose loss or gradient is not finite changes nothing, its number included, so the state stays good and says
     where training broke off.
     """
 
     @functools.partial(jax.jit, donate_argnums=0)
-    def step(state: TrainState, images: jax.Array, labels: jax.Array, order: jax.Array) -> TrainState:
+    def step(state: TrainState, examples: data.Split, order: jax.Array) -> TrainState:
         position = state.step % recipe.steps_per_epoch
         chosen = jax.lax.dynamic_slice_in_dim(order, position * recipe.batch_size, recipe.batch_size)
-        batch = Batch(pixels(images[chosen]), labels[chosen])
+        batch = Batch(pixels(examples.images[chosen]), examples.labels[chosen])
         grad = jax.value_and_grad(method, has_aux=True)
         (loss, metrics), gradients = grad(state.params, batch, recipe.knobs(state.step))
         updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
@@ -171,7 +171,7 @@ def run(state: TrainState, recipe: Recipe, split: data.Split, *, every: int) -> 
     Raises:
       Diverged: where a loss or gradient was not finite; it names the step.
     """
-    images, labels = jnp.asarray(split.images), jnp.asarray(split.labels)
+    examples = data.Split(*map(jnp.asarray, split))
     warmup, main = (_compile(method, recipe) for method in (recipe.warmup, recipe.method))
     done = int(state.step)
     while done < recipe.total_steps:
@@ -180,7 +180,7 @@ def run(state: TrainState, recipe: Recipe, split: data.Split, *, every: int) -> 
         while position < recipe.steps_per_epoch:
             count = min(every, recipe.steps_per_epoch - position)
             for step in range(done, done + count):
-                state = (warmup if step < recipe.warmup_steps else main)(state, images, labels, order)
+                state = (warmup if step < recipe.warmup_steps else main)(state, examples, order)
             done, position = done + count, position + count
             if int(state.step) != done:
                 raise Diverged(

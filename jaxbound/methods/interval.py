@@ -9,12 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.methods.problem import Problem, apply_linear, prepare, rule_of, rule_params, valid_interval
+from jaxbound.methods.problem import Problem, apply_linear, is_valid, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, elementwise
 from jaxbound.rules.relaxation import Affine, Relaxation
-from jaxbound.sets import Array, Ball, Interval, Set, bounding_box, dual_exponent, is_set, midpoint, radius, tightest
+from jaxbound.sets import Array, Ball, Interval, Set, bounding_box, dual_exponent, is_set, midpoint, radius, root, tightest
 
 # (slot, its interval bounds, relaxations so far) -> bounds that are at least as good.
 Tighten = Callable[[int, Interval, Mapping[int, Any]], Interval]
@@ -112,7 +112,7 @@ def _relax(rule: Nonlinear, equation: Equation, operands: list[Any], result: Int
         return side._replace(intercept=jnp.broadcast_to(side.intercept, shape))
 
     lines = rule.relax(*operands, relu=relu, **rule_params(equation))
-    invalid = ~(result.lower <= result.upper)
+    invalid = ~is_valid(*result)
     lines = Relaxation(guarded(lines.lower, result.lower), guarded(lines.upper, result.upper))
     return Relaxation(*(side._replace(intercept=jnp.where(invalid, jnp.nan, side.intercept)) for side in lines))
 
@@ -170,17 +170,13 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
         pair = (x.radius, jnp.abs(weight))
         reach = rule.peak(*(pair if k == 0 else pair[::-1]), **equation.params) if rule.peak else None
     else:
-        reach = _rooted(apply(x.radius ** dual_exponent(x.p), jnp.abs(weight) ** dual_exponent(x.p)), x.p)
+        q = dual_exponent(x.p)
+        reach = root(apply(x.radius**q, jnp.abs(weight) ** q), q)
     if reach is None:
         return through_box(bounding_box(x))
     center = apply(x.center, weight)
     ball = Interval(center - reach, center + reach)
     return ball if x.clip is None else tightest(ball, through_box(bounding_box(x)))
-
-
-def _rooted(power: Array, p: float) -> Array:
-    """power^(1/q) for 1/p + 1/q = 1, with a zero gradient at zero."""
-    return jnp.where(power > 0, jnp.where(power > 0, power, 1) ** (1 / dual_exponent(p)), 0)
 
 
 # Loops.
@@ -259,7 +255,10 @@ def _elided(problem: Problem, propagation: Propagation, spec: Any) -> Array:
     """A linear bound run from the spec back to the last nonlinear results, concretised on their intervals."""
     program = problem.program
     tail = program.cone(program.outputs, propagation.cuts)
-    return lower_rows(tail, {}, [propagation.values[slot] for slot in tail.inputs], problem.rows(spec))
+    values = [propagation.values[slot] for slot in tail.inputs]
+    # A loop may have results that depend on no set.
+    tail = tail.specialize([None if is_set(value) else value for value in values])
+    return lower_rows(tail, {}, [value for value in values if is_set(value)], problem.rows(spec))
 
 
 def layer_bounds(fn: Callable) -> Callable:

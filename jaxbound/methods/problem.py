@@ -177,10 +177,15 @@ def valid_interval(lower: Array, upper: Array) -> Interval:
 
     Ends that cross by rounding alone (both are right to that precision) change places.
     """
-    slack = 1024 * jnp.finfo(lower.dtype).eps * (1 + jnp.abs(lower) + jnp.abs(upper))
-    valid = lower - upper <= jnp.where(jnp.isfinite(slack), slack, 0)
+    valid = is_valid(lower, upper)
     low, high = jnp.minimum(lower, upper), jnp.maximum(lower, upper)
     return Interval(jnp.where(valid, low, -jnp.inf), jnp.where(valid, high, jnp.inf))
+
+
+def is_valid(lower: Array, upper: Array) -> Array:
+    """Whether lower <= upper, up to rounding."""
+    slack = 1024 * jnp.finfo(lower.dtype).eps * (1 + jnp.abs(lower) + jnp.abs(upper))
+    return lower - upper <= jnp.where(jnp.isfinite(slack), slack, 0)
 
 
 def valid_lower(lower: Array) -> Array:

@@ -12,7 +12,7 @@ second, which is exact to first order and much cheaper than differentiating the 
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,13 +20,25 @@ import jax.numpy as jnp
 from jaxbound.bounds import lower_value, worst_input
 from jaxbound.methods.problem import apply_linear, rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
-from jaxbound.rules.registry import Linear, Nonlinear
+from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set
 
 # Per nonlinear equation, by its first result's slot: a relaxation, or for a scan such a mapping stacked over its steps.
 Nodes = Mapping[int, Any]
-Node = Callable[[Callable[..., Array], Any, Array, Sequence[Array]], Array]
+
+
+class Stage(NamedTuple):
+    """What stands in for the equations of a program.
+
+    Attributes:
+      nonlinear: (apply, state, one, operands) -> result, where `apply(affine, one, *operands)` is the rule's reading of
+        one line and the state is what the stage knows of the equation.
+      linear: (rule, equation, operands) -> results.
+    """
+
+    nonlinear: Callable[[Callable[..., Array], Any, Array, Sequence[Array]], Array]
+    linear: Callable[[Rule, Equation, Sequence[Array]], list[Array]]
 
 
 def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]) -> Array:
@@ -75,7 +87,7 @@ def choose_lines(
     deltas = _each(relaxations, lambda r: jnp.zeros_like(r.lower.intercept))
 
     def affine(inputs: list[Array], one: Array, deltas: Nodes) -> list[Array]:
-        return replay(program, inputs, one, _paired(relaxations, deltas), _relaxed)
+        return replay(program, inputs, one, _paired(relaxations, deltas), _CHOOSE)
 
     _, pullback = jax.vjp(affine, inputs, one, deltas)
     coeffs, bias, signs = jax.vmap(lambda row: pullback(row))(list(spec))
@@ -92,7 +104,7 @@ def _evaluate(
 ) -> Array:
     worst = [worst_input(c, s) for c, s in zip(coeffs, sets, strict=True)]
     one = jnp.ones((), jnp.result_type(*row))
-    outputs = replay(program, worst, one, _paired(relaxations, signs), _chosen)
+    outputs = replay(program, worst, one, _paired(relaxations, signs), _EVALUATE)
     return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
 
 
@@ -107,7 +119,7 @@ def _paired(relaxations: Nodes, others: Nodes) -> dict[int, Any]:
     }
 
 
-# What stands in for a nonlinear equation. `apply(affine, one, *operands)` is the rule's reading of one line.
+# The two stages.
 
 
 def _relaxed(
@@ -141,28 +153,37 @@ def _chosen(
     return jnp.where(takes_lower, apply(relaxation.lower, one, *operands), apply(relaxation.upper, one, *operands))
 
 
+def _to_transpose(rule: Rule, equation: Equation, operands: Sequence[Array]) -> list[Array]:
+    own = rule.apply_to_transpose if isinstance(rule, Coefficient) else None
+    return apply_linear(rule, equation, operands) if own is None else [own(*operands, **equation.params)]
+
+
+_CHOOSE = Stage(_relaxed, _to_transpose)
+_EVALUATE = Stage(_chosen, apply_linear)
+
+
 # The program itself.
 
 
-def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes, node: Node) -> list[Array]:
-    """The outputs of a program with `node` in place of every nonlinear equation; linear in inputs and tap together."""
+def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes, stage: Stage) -> list[Array]:
+    """The outputs of a program at a stage, with the states of its nonlinear equations; linear in inputs and tap."""
 
     def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
         if equation.name == "scan":
-            return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], node)
+            return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], stage)
         if equation.name == "stop_gradient":  # to `vjp` it is zero, to the bound it is the identity
             return operands
         rule = rule_of(equation, mask)
         if isinstance(rule, Nonlinear):
             apply = functools.partial(_read, rule, rule_params(equation))
             open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
-            return [node(apply, states[equation.outputs[0]], one, open_operands)]
+            return [stage.nonlinear(apply, states[equation.outputs[0]], one, open_operands)]
         if isinstance(rule, Linear):
             operands = [
                 x if flag or not rule.is_linear_in(k) else _tapped(x, one)
                 for k, (x, flag) in enumerate(zip(operands, mask, strict=True))
             ]
-        return apply_linear(rule, equation, operands)
+        return stage.linear(rule, equation, operands)
 
     values, is_open = walk(program, inputs, handler), program.open_slots()
     return [values[slot] if slot in is_open else _tapped(values[slot], one) for slot in program.outputs]
@@ -177,7 +198,7 @@ def _tapped(constant: Array, one: Array) -> Array:
 
 
 def _replay_scan(
-    equation: Equation, operands: list[Array], mask: Sequence[bool], one: Array, states: Nodes, node: Node
+    equation: Equation, operands: list[Array], mask: Sequence[bool], one: Array, states: Nodes, stage: Stage
 ) -> Sequence[Array]:
     scan = Scan.of(equation)
     mask_consts, mask_carry, mask_slices = scan.split(scan.open_inputs(mask))
@@ -195,7 +216,7 @@ def _replay_scan(
         body = scan.body.specialize([None if flag else x for x, flag in zip(arguments, flags, strict=True)])
         is_open = body.open_slots()
         inputs = [x for x, flag in zip(arguments, flags, strict=True) if flag]
-        outputs = replay(body, inputs, one, states, node)
+        outputs = replay(body, inputs, one, states, stage)
         untouched = [slot in is_open or flag for slot, flag in zip(body.outputs, scan.open_outputs(mask), strict=True)]
         outputs = [
             x if keep else body.constants[slot] for x, keep, slot in zip(outputs, untouched, body.outputs, strict=True)

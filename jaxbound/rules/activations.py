@@ -183,17 +183,22 @@ def _hard_silu_critical(slope: Array) -> list[Array]:
     return [3 * slope - 1.5, jnp.full_like(slope, -3.0), jnp.full_like(slope, 3.0)]
 
 
+def _alone(fn: Callable) -> Callable:
+    """The function of its first argument: called with more, it is another one, bounded primitive by primitive."""
+    return functools.wraps(fn)(lambda x: fn(x))
+
+
 _HARD_TANH = Nonlinear(lambda x, **_: clip_interval(-1.0, x, 1.0), lambda x, **_: relax_clip(-1.0, x, 1.0))
 
 for _function, _rule in (
     (jax.nn.leaky_relu, Nonlinear(_leaky_interval, _relax_leaky, (0,))),
     (jax.nn.elu, Nonlinear(_elu_interval, _relax_elu, (0,))),
-    (jax.nn.celu, increasing(jax.nn.celu, convex)),
+    (_alone(jax.nn.celu), increasing(jax.nn.celu, convex)),
     (jax.nn.selu, curved(jax.nn.selu, (), _selu_critical)),
     (jax.nn.silu, wavy(jax.nn.silu, -1.278464542761074, (-2.399357280515468, 2.399357280515468))),
     (jax.nn.mish, wavy(jax.nn.mish, -1.192431214515495, (-2.25637639636034, 1.490571179485869))),
     (jax.nn.softplus, increasing(jax.nn.softplus, convex)),
-    (jax.nn.squareplus, increasing(jax.nn.squareplus, convex)),
+    (_alone(jax.nn.squareplus), increasing(jax.nn.squareplus, convex)),
     (jax.nn.sparse_plus, increasing(jax.nn.sparse_plus, convex)),
     (jax.nn.soft_sign, increasing(jax.nn.soft_sign, sigmoidal)),
     (jax.nn.hard_silu, curved(jax.nn.hard_silu, (-1.5,), _hard_silu_critical)),

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.rules.convolution import convolve
+from jaxbound.rules.convolution import convolve, convolve_to_transpose
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Relaxation, choose, constant, convex, line
 from jaxbound.sets import Array, Interval, midpoint, radius
@@ -193,4 +193,8 @@ def _contraction(op: Callable, interval: Callable) -> Nonlinear:
 
 
 register("dot_general", Coefficient(peak=_dot_peak), _contraction(_dot, _dot_interval))
-register("conv_general_dilated", Coefficient(apply=convolve, peak=_conv_peak), _contraction(convolve, _conv_interval))
+register(
+    "conv_general_dilated",
+    Coefficient(apply=convolve, apply_to_transpose=convolve_to_transpose, peak=_conv_peak),
+    _contraction(convolve, _conv_interval),
+)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.registry import Nonlinear, register
@@ -109,19 +110,13 @@ register("abs", Nonlinear(_abs_interval, _relax_abs))
 
 
 def _step(name: str, fn: Any) -> None:
-    def interval(x: Interval, **_: Any) -> Interval:
-        return Interval(fn(x.lower), fn(x.upper))
+    def interval(x: Interval, **params: Any) -> Interval:
+        return Interval(fn(x.lower, params), fn(x.upper, params))
 
-    register(name, Nonlinear(interval, lambda x, **_: constant(x, *interval(x))))
-
-
-_step("sign", jnp.sign)
-_step("floor", jnp.floor)
-_step("ceil", jnp.ceil)
+    register(name, Nonlinear(interval, lambda x, **params: constant(x, *interval(x, **params))))
 
 
-def _round_interval(x: Interval, **_: Any) -> Interval:
-    return Interval(jnp.floor(x.lower), jnp.ceil(x.upper))
-
-
-register("round", Nonlinear(_round_interval, lambda x, **_: constant(x, *_round_interval(x))))
+_step("sign", lambda x, _: jnp.sign(x))
+_step("floor", lambda x, _: jnp.floor(x))
+_step("ceil", lambda x, _: jnp.ceil(x))
+_step("round", lambda x, params: jax.lax.round(x, params["rounding_method"]))

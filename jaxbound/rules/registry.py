@@ -48,6 +48,7 @@ class Coefficient:
       operands: positions that may be the set.
       carries: as for `Linear`: an elementwise scaling.
       apply: computes the same as the primitive, called with its parameters; None for the primitive itself.
+      apply_to_transpose: the same, in the form whose transpose with respect to operand 0 is fast; not differentiated.
       peak: (x, y, **params) -> the largest, rather than the sum, of the nonnegative products that make each result;
         None if unknown. It takes l_1 balls through the operation exactly.
     """
@@ -55,6 +56,7 @@ class Coefficient:
     operands: tuple[int, ...] = (0, 1)
     carries: bool = False
     apply: Callable[..., Array] | None = None
+    apply_to_transpose: Callable[..., Array] | None = None
     peak: Callable[..., Array | None] | None = None
 
     def accepts(self, mask: Sequence[bool]) -> bool:

@@ -38,4 +38,8 @@ refuse(
     "a loop whose number of steps is not fixed, or one carrying a set, cannot be bounded: use a loop with "
     "a fixed number of steps (jax.lax.scan, or jax.lax.fori_loop with constant bounds).",
 )
-refuse("cond", "branches on values that depend on a set are not supported.")
+refuse(
+    "cond",
+    "branches (jax.lax.cond, jax.lax.switch) are not supported. Choose by an `if` of Python, or compute both and choose "
+    "by jnp.where with a predicate that does not depend on the set.",
+)

@@ -24,16 +24,21 @@ def increasing(fn: Scalar, shape: Shape, gradient: Scalar | None = None) -> Nonl
     """The rule of an increasing function: exact interval, lines by `convex`, `concave` or `sigmoidal`."""
     slope = gradient or derivative(fn)
     return Nonlinear(
-        lambda x, **_: Interval(fn(x.lower), fn(x.upper)),
+        lambda x, **_: _ordered(fn(x.lower), fn(x.upper)),
         lambda x, **_: shape(x, fn, slope),
         (0,),
     )
 
 
+def _ordered(lower: Array, upper: Array) -> Interval:
+    """Computed values of a monotone function may fall by a rounding where the function is flat."""
+    return Interval(lower, jnp.maximum(lower, upper))
+
+
 def decreasing(fn: Scalar, shape: Shape) -> Nonlinear:
     """The rule of a decreasing function."""
     return Nonlinear(
-        lambda x, **_: Interval(fn(x.upper), fn(x.lower)),
+        lambda x, **_: _ordered(fn(x.upper), fn(x.lower)),
         lambda x, **_: shape(x, fn, derivative(fn)),
         (0,),
     )
@@ -77,7 +82,7 @@ def _square_interval(x: Interval, **_: Any) -> Interval:
 
 def _cosh_interval(x: Interval, **_: Any) -> Interval:
     low = jnp.maximum(jnp.maximum(x.lower, -x.upper), 0)
-    return Interval(jnp.cosh(low), jnp.cosh(jnp.maximum(-x.lower, x.upper)))
+    return _ordered(jnp.cosh(low), jnp.cosh(jnp.maximum(-x.lower, x.upper)))
 
 
 def _relax_square(x: Interval, **_: Any) -> Relaxation:

@@ -56,9 +56,9 @@ def test_quick_figures():
 def recording(passing, seen):
     """A check that holds for the labels in `passing`, and notes which labels it was asked about."""
 
-    def check(params, images, labels, radius):
-        seen.append(np.asarray(labels).tolist())
-        return np.isin(labels, passing)
+    def check(params, examples, radius):
+        seen.append(examples.labels.tolist())
+        return np.isin(examples.labels, passing)
 
     return check
 
@@ -72,7 +72,7 @@ def test_the_cascade_asks_tighter_methods_only_about_what_is_left():
         evaluate.Method(name, recording(passing[name], asked[name]), batch_size=4) for name in asked
     )
     subject._classifier = recording([0, 1, 2, 3, 4], [])
-    subject._attacker = lambda *_: np.ones(4, bool)
+    subject._attacker = lambda *_, keys: np.ones(4, bool)
     full = subject.full(PARAMS)
     assert asked["ibp"] == [[0, 1, 2, 3], [4, 5, 4, 5]]  # all of them; the last batch is filled up
     assert asked["crown_ibp"] == [[2, 3, 4, 2]]
@@ -86,7 +86,7 @@ def test_an_unsound_bound_would_show():
     subject = evaluation(split, eval_radii=(0.1,))
     subject._methods = (evaluate.Method("ibp", recording([0, 1, 2, 3], []), batch_size=4),)
     subject._classifier = recording([0], [])
-    subject._attacker = lambda *_: np.array([True, False, True, True])
+    subject._attacker = lambda *_, keys: np.array([True, False, True, True])
     full = subject.full(PARAMS)
     assert full["verified_error"]["ibp"] < full["pgd_error"] == full["clean_error"] == 75
 
@@ -94,7 +94,7 @@ def test_an_unsound_bound_would_show():
 def test_every_example_is_attacked():
     subject = evaluation(eval_radii=(0.01,))
     seen = []
-    subject._attacker = lambda params, images, *_: (seen.append(np.asarray(images).ravel()), np.ones(4, bool))[1]
+    subject._attacker = lambda _, examples, *__, keys: (seen.append(examples.images.ravel()), np.ones(4, bool))[1]
     subject.full(PARAMS)
     assert set(np.concatenate(seen)) == set(PIXELS)
 
@@ -118,7 +118,7 @@ def test_crown_at_further_radii_only_where_asked(everywhere):
 
 def test_a_nan_verifies_nothing():
     check = evaluate.verifier(apply, jaxbound.ibp, num_classes=2)
-    passed = check({"scale": jnp.array(jnp.nan)}, SPLIT.images, SPLIT.labels, 0.01)
+    passed = check({"scale": jnp.array(jnp.nan)}, SPLIT, 0.01)
     assert not np.asarray(passed).any()
 
 
@@ -131,10 +131,10 @@ def test_a_check_compiles_once():
 
     check = evaluate.verifier(apply, counted, num_classes=2)
     for start in (0, 2):
-        check(PARAMS, SPLIT.images[start : start + 4], SPLIT.labels[start : start + 4], 0.1 * (start + 1))
+        check(PARAMS, data.Split(*(leaf[start : start + 4] for leaf in SPLIT)), 0.1 * (start + 1))
     assert len(traced) == 1
 
 
 def test_no_examples_left():
-    held = evaluate.holds(None, SPLIT, np.array([], int), batch_size=4, title="none")
+    held = evaluate.holds(None, SPLIT, chosen=np.array([], int), batch_size=4, title="none")
     assert held.tolist() == [False] * 6
