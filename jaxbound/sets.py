@@ -224,6 +224,9 @@ def _clipped(box: Interval, clip: tuple[Any, Any] | None) -> Interval:
 
 
 def _normalised(box: Interval, mean: Any, std: Any) -> Interval:
+    for name, value in (("mean", mean), ("std", std)):
+        if value is not None and jnp.broadcast_shapes(jnp.shape(value), box.lower.shape) != box.lower.shape:
+            raise ValueError(f"{name} of shape {jnp.shape(value)} does not fit an input of shape {box.lower.shape}")
     if mean is not None:
         box = Interval(box.lower - jnp.asarray(mean), box.upper - jnp.asarray(mean))
     if std is not None:

@@ -107,12 +107,17 @@ def _validated(region: Set) -> Set:
     """Raises on what is known to be invalid; what is only known at run time becomes NaN, its bounds infinite."""
     if isinstance(region, Ball) and not region.p >= 1:
         raise ValueError(f"the p of an l_p ball must be at least 1, got {region.p}")
+    if isinstance(region, Ball) and jnp.shape(region.radius) not in ((), region.shape):
+        raise ValueError(
+            f"center and radius of a ball must have one shape, got {region.shape} and {jnp.shape(region.radius)}"
+        )
     box = region if isinstance(region, Interval) else Interval(region.center, region.center + region.radius)
     lower, upper = jnp.asarray(box.lower), jnp.asarray(box.upper)
     if not (jnp.issubdtype(lower.dtype, jnp.floating) and jnp.issubdtype(upper.dtype, jnp.floating)):
         raise TypeError(f"a set must hold floats, got {lower.dtype}: integers (labels, indices) can only be constants")
     if lower.shape != upper.shape:
         raise ValueError(f"lower and upper of a set must have one shape, got {lower.shape} and {upper.shape}")
+    lower, upper = (end.astype(jnp.result_type(lower, upper)) for end in (lower, upper))
     if not any(isinstance(end, Tracer) for end in (lower, upper)):
         _refuse_invalid(np.asarray(lower), np.asarray(upper), region)
     valid = lower <= upper

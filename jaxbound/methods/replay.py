@@ -178,6 +178,9 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
             apply = functools.partial(_read, rule, rule_params(equation))
             open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
             return [stage.nonlinear(apply, states[equation.outputs[0]], one, open_operands)]
+        if isinstance(rule, Linear) and rule.offset:
+            constant = equation.apply(*(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True)))
+            return [x + _tapped(c, one - 1) for x, c in zip(equation.apply(*operands), constant, strict=True)]
         if isinstance(rule, Linear):
             operands = [
                 x if flag or not rule.is_linear_in(k) else _tapped(x, one)

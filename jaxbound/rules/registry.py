@@ -21,11 +21,14 @@ class Linear:
       signs: +1 where the function grows with an operand, -1 where it falls; one for all, or one for each operand.
       carries: every result is a constant plus a multiple of one element, and no element is read twice: the image of
         an l_p ball under it is again one.
+      offset: the constant part of the result is more, or less, than what its constant operands say: a gather fills in
+        a parameter, a select leaves out what may be NaN.
     """
 
     operands: tuple[int, ...] | None = None
     signs: tuple[int, ...] = (1,)
     carries: bool = False
+    offset: bool = False
 
     def accepts(self, mask: Sequence[bool]) -> bool:
         """Whether exactly the marked operands may be sets."""

@@ -16,7 +16,7 @@ register("convert_element_type", Linear((0,), carries=True))
 
 # Elements may be read more than once, or several operands are joined.
 register("broadcast_in_dim", Linear((0,)))
-register("gather", Linear((0,)))
+register("gather", Linear((0,), offset=True))
 register("tile", Linear((0,)))
 register("concatenate", Linear())
 register("stack", Linear())
@@ -25,7 +25,7 @@ register("dynamic_update_slice", Linear((0, 1)))
 register("scatter", Linear((0, 2)))
 register("scatter-add", Linear((0, 2)))
 register("scatter_add", Linear((0, 2)))
-register("select_n", Linear(tuple(range(1, 64))))
+register("select_n", Linear(tuple(range(1, 64)), offset=True))
 
 refuse(
     "eq ne ge gt le lt argmax argmin is_finite not and or xor",
