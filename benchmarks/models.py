@@ -56,7 +56,7 @@ class Residual:
 
 @dataclasses.dataclass(frozen=True)
 class Network:
-    """A layer list and the shape of one input; the last layer is a `Dense` one."""
+    """A layer list and the shape of one input; the last layer is a `Dense` one of a flat input."""
 
     name: str
     input_shape: tuple

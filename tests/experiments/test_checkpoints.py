@@ -1,3 +1,4 @@
+import gc
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -6,7 +7,16 @@ import pytest
 
 from experiments.common import checkpoints
 
+# Where a read fails, Orbax leaves the other reads' coroutines behind, which complain when they are collected.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 RUN = {"model": "mlp", "radius": 0.1, "lr_milestones": (1, 2)}
+
+
+@pytest.fixture(autouse=True)
+def collect():
+    yield
+    gc.collect()
 
 
 class State(NamedTuple):

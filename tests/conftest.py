@@ -1,0 +1,23 @@
+"""Fixtures that several folders of tests share."""
+
+import jax
+import pytest
+
+
+def _precision(bits):
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", bits == 64)
+    yield bits
+    jax.config.update("jax_enable_x64", before)
+
+
+@pytest.fixture(params=[32, 64], ids=["float32", "float64"])
+def precision(request):
+    """Runs a test in both precisions."""
+    yield from _precision(request.param)
+
+
+@pytest.fixture
+def double():
+    """Runs a test in float64."""
+    yield from _precision(64)
