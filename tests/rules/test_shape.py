@@ -1,0 +1,32 @@
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from tests import soundness
+
+CASES = {
+    "gather": lambda x: jnp.tanh(x)[jnp.array([0, 2, 2, 1])],
+    "scatter_add": lambda x: jnp.zeros(6).at[jnp.array([1, 3, 5, 1])].add(jnp.tanh(x)),
+    "scatter_set": lambda x: jnp.ones(6).at[jnp.array([1, 3, 5, 2])].set(jnp.tanh(x)),
+    "dynamic_update_slice": lambda x: lax.dynamic_update_slice(jnp.ones(6), jnp.tanh(x), (1,)),
+    "dynamic_slice": lambda x: lax.dynamic_slice(jnp.tanh(x), (1,), (2,)),
+    "pad": lambda x: lax.pad(jnp.tanh(x), jnp.array(2.0), [(1, 2, 1)]),
+    "concatenate_stack_tile": lambda x: jnp.tile(
+        jnp.stack([jnp.concatenate([jnp.tanh(x), x * 0 + 1]), jnp.ones(8)]), 2
+    ),
+    "select": lambda x: jnp.where(jnp.array([True, False, True, False]), jnp.tanh(x), x * 2 + 1),
+    "split_rev_roll": lambda x: jnp.roll(jnp.flip(jnp.split(jnp.tanh(x), 2)[1]), 1),
+    "reshape_transpose_squeeze": lambda x: jnp.squeeze(jnp.tanh(x).reshape(1, 2, 2).transpose(2, 0, 1)),
+    "broadcast": lambda x: jnp.broadcast_to(jnp.tanh(x)[:, None], (4, 3)),
+    "slice_strided": lambda x: jnp.tanh(x)[::2],
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sound(name, double):
+    soundness.check(CASES[name], *soundness.boxes(4)[:3])
+
+
+@pytest.mark.parametrize("name", ["gather", "select", "pad"])
+def test_sound_in_single_precision(name):
+    soundness.check(CASES[name], *soundness.boxes(4)[:3])
