@@ -246,7 +246,8 @@ def _checked(x: Array, eps: Any) -> tuple[Array, Array]:
     if _concrete(size) and not (np.asarray(size) >= 0).all():
         raise ValueError(f"the radius eps must not be negative or NaN, got {np.asarray(size)}")
     # An invalid radius that is only known when the program runs makes the set invalid, and so every bound infinite.
-    return x, jnp.where(size >= 0, _aligned(size, x.shape), jnp.nan)
+    size = _aligned(size, x.shape)
+    return x, jnp.where(size >= 0, size, jnp.nan)
 
 
 def _aligned(size: Array, shape: tuple[int, ...]) -> Array:
