@@ -51,7 +51,9 @@ def test_midpoint_radius_and_tightest():
     first, second = jaxbound.Interval(jnp.zeros(2), jnp.ones(2)), jaxbound.Interval(jnp.full(2, 0.5), jnp.full(2, 3.0))
     assert (jaxbound.midpoint(first) == 0.5).all() and (jaxbound.radius(first) == 0.5).all()
     assert (jaxbound.tightest(first, second).lower == 0.5).all() and (jaxbound.tightest(first, second).upper == 1).all()
-    np.testing.assert_array_equal(jaxbound.tightest(jnp.array([1.0, jnp.nan]), jnp.array([0.0, -jnp.inf])), [1, -jnp.inf])
+    np.testing.assert_array_equal(
+        jaxbound.tightest(jnp.array([1.0, jnp.nan]), jnp.array([0.0, -jnp.inf])), [1, -jnp.inf]
+    )
 
 
 def test_sets_are_pytrees_that_vmap():
