@@ -9,12 +9,24 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.methods.problem import Problem, apply_linear, is_valid, prepare, rule_of, rule_params, valid_interval
+from jaxbound.methods.problem import Problem, is_valid, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, elementwise
 from jaxbound.rules.relaxation import Affine, Relaxation
-from jaxbound.sets import Array, Ball, Interval, Set, bounding_box, dual_exponent, is_set, midpoint, radius, root, tightest
+from jaxbound.sets import (
+    Array,
+    Ball,
+    Interval,
+    Set,
+    bounding_box,
+    dual_exponent,
+    is_set,
+    midpoint,
+    radius,
+    root,
+    tightest,
+)
 
 # (slot, its interval bounds, relaxations so far) -> bounds that are at least as good.
 Tighten = Callable[[int, Interval, Mapping[int, Any]], Interval]
@@ -155,7 +167,7 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
     x, weight = operands[k], operands[1 - k]
 
     def apply(value: Array, weight: Array) -> Array:
-        return apply_linear(rule, equation, (value, weight) if k == 0 else (weight, value))[0]
+        return equation.apply(*((value, weight) if k == 0 else (weight, value)))[0]
 
     def through_box(box: Interval) -> Interval:
         center, width = apply(midpoint(box), weight), apply(radius(box), jnp.abs(weight))
@@ -171,7 +183,8 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
         reach = rule.peak(*(pair if k == 0 else pair[::-1]), **equation.params) if rule.peak else None
     else:
         q = dual_exponent(x.p)
-        reach = root(apply(x.radius**q, jnp.abs(weight) ** q), q)
+        size = jnp.abs(weight).astype(jnp.result_type(weight, x.radius))  # else the power rounds to the lower precision
+        reach = root(apply(x.radius**q, size**q), q)
     if reach is None:
         return through_box(bounding_box(x))
     center = apply(x.center, weight)

@@ -11,7 +11,7 @@ from jax.core import Tracer
 
 from jaxbound.program import Equation, Program, flatten, same_program, trace
 from jaxbound.rules.activations import named
-from jaxbound.rules.registry import Coefficient, Rule, UnsupportedError, lookup
+from jaxbound.rules.registry import Rule, UnsupportedError, lookup
 from jaxbound.sets import Array, Ball, Interval, Set, is_set
 
 _RULE = "jaxbound_rule"
@@ -164,12 +164,6 @@ def rule_of(equation: Equation, mask: Sequence[bool]) -> Rule:
                 f"{shape.dtype}, which has no bounds. Keep such values floating point, or compute it from constants."
             )
     return rule
-
-
-def apply_linear(rule: Rule, equation: Equation, operands: Sequence[Array]) -> list[Array]:
-    """The results of an equation that is linear in its open operands."""
-    own = rule.apply if isinstance(rule, Coefficient) else None
-    return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
 
 
 def rule_params(equation: Equation) -> dict[str, Any]:

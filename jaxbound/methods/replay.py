@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
-from jaxbound.methods.problem import apply_linear, rule_of, rule_params, valid_lower
+from jaxbound.methods.problem import rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
 from jaxbound.rules.relaxation import Relaxation
@@ -153,13 +153,18 @@ def _chosen(
     return jnp.where(takes_lower, apply(relaxation.lower, one, *operands), apply(relaxation.upper, one, *operands))
 
 
+def _to_differentiate(rule: Rule, equation: Equation, operands: Sequence[Array]) -> list[Array]:
+    own = rule.apply if isinstance(rule, Coefficient) else None
+    return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
+
+
 def _to_transpose(rule: Rule, equation: Equation, operands: Sequence[Array]) -> list[Array]:
     own = rule.apply_to_transpose if isinstance(rule, Coefficient) else None
-    return apply_linear(rule, equation, operands) if own is None else [own(*operands, **equation.params)]
+    return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
 
 
 _CHOOSE = Stage(_relaxed, _to_transpose)
-_EVALUATE = Stage(_chosen, apply_linear)
+_EVALUATE = Stage(_chosen, _to_differentiate)
 
 
 # The program itself.
@@ -179,7 +184,9 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
             open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
             return [stage.nonlinear(apply, states[equation.outputs[0]], one, open_operands)]
         if isinstance(rule, Linear) and rule.offset:
-            constant = equation.apply(*(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True)))
+            constant = equation.apply(
+                *(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True))
+            )
             return [x + _tapped(c, one - 1) for x, c in zip(equation.apply(*operands), constant, strict=True)]
         if isinstance(rule, Linear):
             operands = [

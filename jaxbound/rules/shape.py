@@ -40,6 +40,6 @@ refuse(
 )
 refuse(
     "cond",
-    "branches (jax.lax.cond, jax.lax.switch) are not supported. Choose by an `if` of Python, or compute both and choose "
-    "by jnp.where with a predicate that does not depend on the set.",
+    "branches (jax.lax.cond, jax.lax.switch) are not supported. Choose by an `if` of Python, or compute both and "
+    "choose by jnp.where with a predicate that does not depend on the set.",
 )

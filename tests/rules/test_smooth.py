@@ -128,7 +128,9 @@ def test_a_flat_stretch_is_bounded():
         bound = jax.jit(lambda region, fn=fn: jaxbound.ibp(fn)(region))(region)
         assert (bound.lower <= bound.upper).all()
         spec = jnp.ones((1, center.size), jnp.float32)
-        assert np.isfinite(jax.jit(lambda region, fn=fn: jaxbound.crown_ibp(fn)(region, spec=spec))(region)).all()
+        assert np.isfinite(
+            jax.jit(lambda region, fn=fn, spec=spec: jaxbound.crown_ibp(fn)(region, spec=spec))(region)
+        ).all()
 
 
 def test_lines_of_exp_stay_positive(double):
