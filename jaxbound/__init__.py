@@ -1,6 +1,6 @@
 """jaxbound: pure functions that turn JAX functions into interval and linear-bound transformers."""
 
-from jaxbound import attacks, losses, relax, rules, schedules
+from jaxbound import attacks, losses, relax, rules, schedules, testing
 from jaxbound.adapters import per_example
 from jaxbound.bounds import LinearBound, Planes
 from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
@@ -43,6 +43,7 @@ __all__ = [
     "radius",
     "relax",
     "schedules",
+    "testing",
     "tightest",
     "worst_case_logits",
 ]

@@ -117,9 +117,8 @@ def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) ->
     Example:
       >>> box = jaxbound.linf_ball(jnp.array([0.5, 0.25]), 0.125)
       >>> planes = jaxbound.linear_bounds(lambda x: jnp.maximum(x - 0.25, 0.0))(box)
-      >>> print(planes.upper.coeffs, planes.upper.bias)
-      [[1.  0. ]
-       [0.  0.5]] [-0.25   -0.0625]
+      >>> print(planes.upper.coeffs.diagonal(), planes.upper.bias)
+      [1.  0.5] [-0.25   -0.0625]
 
     References:
       Zhang et al. 2020, arXiv:1906.06316.

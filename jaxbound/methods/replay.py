@@ -34,11 +34,11 @@ class Stage(NamedTuple):
     Attributes:
       nonlinear: (apply, state, one, operands) -> result, where `apply(affine, one, *operands)` is the rule's reading of
         one line and the state is what the stage knows of the equation.
-      linear: (rule, equation, operands) -> results.
+      linear: (rule, equation, operands, which_are_open) -> results.
     """
 
     nonlinear: Callable[[Callable[..., Array], Any, Array, Sequence[Array]], Array]
-    linear: Callable[[Rule, Equation, Sequence[Array]], list[Array]]
+    linear: Callable[[Rule, Equation, Sequence[Array], Sequence[bool]], list[Array]]
 
 
 def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]) -> Array:
@@ -153,13 +153,14 @@ def _chosen(
     return jnp.where(takes_lower, apply(relaxation.lower, one, *operands), apply(relaxation.upper, one, *operands))
 
 
-def _to_differentiate(rule: Rule, equation: Equation, operands: Sequence[Array]) -> list[Array]:
+def _to_differentiate(rule: Rule, equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
+    del mask
     own = rule.apply if isinstance(rule, Coefficient) else None
     return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
 
 
-def _to_transpose(rule: Rule, equation: Equation, operands: Sequence[Array]) -> list[Array]:
-    own = rule.apply_to_transpose if isinstance(rule, Coefficient) else None
+def _to_transpose(rule: Rule, equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
+    own = rule.apply_to_transpose if isinstance(rule, Coefficient) and mask[0] else None
     return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
 
 
@@ -193,7 +194,7 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
                 x if flag or not rule.is_linear_in(k) else _tapped(x, one)
                 for k, (x, flag) in enumerate(zip(operands, mask, strict=True))
             ]
-        return stage.linear(rule, equation, operands)
+        return stage.linear(rule, equation, operands, mask)
 
     values, is_open = walk(program, inputs, handler), program.open_slots()
     return [values[slot] if slot in is_open else _tapped(values[slot], one) for slot in program.outputs]
