@@ -155,10 +155,10 @@ def _carried(rule: Linear, equation: Equation, operands: list[Any]) -> Sequence[
     others = [jnp.zeros_like(x) if i != k and rule.is_linear_in(i) else x for i, x in enumerate(operands)]
     centers = equation.apply(*operands[:k], ball.center, *operands[k + 1 :])
     radii = equation.apply(*others[:k], ball.radius, *others[k + 1 :])
-    clips = [None] * len(centers)
+    clips: list[Any] = [None] * len(centers)
     if ball.clip is not None:
         mask = [i == k for i in range(len(operands))]
-        clips = _linear(rule, equation, [*operands[:k], ball.clip, *operands[k + 1 :]], mask)
+        clips = list(_linear(rule, equation, [*operands[:k], ball.clip, *operands[k + 1 :]], mask))
     return [Ball(c, jnp.abs(r), ball.p, clip) for c, r, clip in zip(centers, radii, clips, strict=True)]
 
 
