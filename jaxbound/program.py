@@ -106,26 +106,30 @@ class Program:
       constants: slot -> value, for literals and whatever was computed before.
       inputs: slots of the arguments that are still open.
       outputs: slots of the results.
+      copies: slot of a constant -> the equation that made it by copying a smaller one along new axes.
     """
 
     equations: tuple[Equation, ...]
     constants: Mapping[int, Value]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    copies: Mapping[int, Equation] = dataclasses.field(default_factory=dict)
 
     def specialize(self, values: Sequence[Value | None]) -> "Program":
         """Fixes the inputs whose value is not None and evaluates every equation that needs only those."""
         known = dict(self.constants)
         known |= {slot: value for slot, value in zip(self.inputs, values, strict=True) if value is not None}
-        rest = []
+        rest, copies = [], dict(self.copies)
         for equation in self.equations:
             if all(slot in known for slot in equation.inputs):
                 results = equation.apply(*(known[slot] for slot in equation.inputs))
                 known |= dict(zip(equation.outputs, results, strict=True))
+                if equation.name == "broadcast_in_dim":
+                    copies[equation.outputs[0]] = equation
             else:
                 rest.append(equation)
         still_open = tuple(slot for slot in self.inputs if slot not in known)
-        return Program(tuple(rest), known, still_open, self.outputs)
+        return Program(tuple(rest), known, still_open, self.outputs, copies)
 
     def cone(self, outputs: Iterable[int], cut: Iterable[int] = ()) -> "Program":
         """The part that the given outputs depend on; the slots in `cut` become inputs."""
@@ -137,7 +141,7 @@ class Program:
                 kept.append(equation)
                 needed |= set(equation.inputs)
         inputs = tuple(slot for slot in sorted(stops) if slot in needed and slot not in self.constants)
-        return Program(tuple(reversed(kept)), self.constants, inputs, outputs)
+        return Program(tuple(reversed(kept)), self.constants, inputs, outputs, self.copies)
 
     def open_slots(self, mask: Sequence[bool] | None = None) -> frozenset[int]:
         """The slots that depend on the inputs (on those marked in the mask)."""

@@ -82,8 +82,8 @@ def main(arguments=None):
     for violation in violations:
         print("VIOLATION", violation)
     print(
-        f"{functions} functions ({options.programs} generated), {observed:,} sampled values, {comparisons:,} comparisons "
-        f"with bounds, {len(violations)} violations, {time.perf_counter() - start:.0f} s"
+        f"{functions} functions ({options.programs} generated), {observed:,} sampled values, {comparisons:,} "
+        f"comparisons with bounds, {len(violations)} violations, {time.perf_counter() - start:.0f} s"
     )
     return 1 if violations else 0
 

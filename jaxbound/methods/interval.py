@@ -167,7 +167,8 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
     x, weight = operands[k], operands[1 - k]
 
     def apply(value: Array, weight: Array) -> Array:
-        return equation.apply(*((value, weight) if k == 0 else (weight, value)))[0]
+        pair = (value, weight) if k == 0 else (weight, value)
+        return rule.apply(*pair, **equation.params) if rule.apply else equation.apply(*pair)[0]
 
     def through_box(box: Interval) -> Interval:
         center, width = apply(midpoint(box), weight), apply(radius(box), jnp.abs(weight))

@@ -10,6 +10,7 @@ chosen lines in place: an ordinary forward pass. `graft` takes the value from th
 second, which is exact to first order and much cheaper than differentiating the recursion.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -32,8 +33,8 @@ class Stage(NamedTuple):
     """What stands in for the equations of a program.
 
     Attributes:
-      nonlinear: (apply, state, one, operands) -> result, where `apply(affine, one, *operands)` is the rule's reading of
-        one line and the state is what the stage knows of the equation.
+      nonlinear: (apply, state, one, operands) -> result, where `apply(slopes, *operands)` is the rule's reading of the
+        slopes of one line and the state is what the stage knows of the equation.
       linear: (rule, equation, operands, which_are_open) -> results.
     """
 
@@ -63,7 +64,7 @@ def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: 
 def fixed_program(program: Program) -> Program:
     """The program with constants that are not differentiated."""
     constants = {slot: jax.lax.stop_gradient(value) for slot, value in program.constants.items()}
-    return Program(program.equations, constants, program.inputs, program.outputs)
+    return dataclasses.replace(program, constants=constants)
 
 
 @jax.custom_jvp
@@ -127,19 +128,22 @@ def _relaxed(
 ) -> Array:
     """Upper line forwards; backwards, positive cotangents through the lower and negative ones through the upper."""
     relaxation, delta = state
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (one, *operands)]
+    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
 
     @jax.custom_vjp
-    def node(relaxation: Relaxation, *arguments: Array) -> Array:
-        return apply(relaxation.upper, *arguments)
+    def node(relaxation: Relaxation, one: Array, *operands: Array) -> Array:
+        return apply(relaxation.upper.slopes, *operands) + one * relaxation.upper.intercept
 
-    def forward(relaxation: Relaxation, *arguments: Array) -> tuple[Array, Relaxation]:
-        return node(relaxation, *arguments), relaxation
+    def forward(relaxation: Relaxation, one: Array, *operands: Array) -> tuple[Array, Relaxation]:
+        return node(relaxation, one, *operands), relaxation
 
     def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
-        down = jax.linear_transpose(functools.partial(apply, relaxation.lower), *shapes)(jnp.maximum(ct, 0))
-        up = jax.linear_transpose(functools.partial(apply, relaxation.upper), *shapes)(jnp.minimum(ct, 0))
-        return None, *(a + b for a, b in zip(down, up, strict=True))
+        lower, upper = relaxation
+        down = jax.linear_transpose(functools.partial(apply, lower.slopes), *shapes)(jnp.maximum(ct, 0))
+        up = jax.linear_transpose(functools.partial(apply, upper.slopes), *shapes)(jnp.minimum(ct, 0))
+        # One sum of one product; an infinite intercept does not concern rows that do not read the result.
+        intercept = jnp.where(ct > 0, lower.intercept, jnp.where(ct < 0, upper.intercept, 0))
+        return None, jnp.sum(intercept * ct).astype(one.dtype), *(a + b for a, b in zip(down, up, strict=True))
 
     node.defvjp(forward, backward)
     return node(relaxation, one, *operands) + delta
@@ -149,8 +153,10 @@ def _chosen(
     apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]
 ) -> Array:
     """The line that a row took."""
-    relaxation, takes_lower = state
-    return jnp.where(takes_lower, apply(relaxation.lower, one, *operands), apply(relaxation.upper, one, *operands))
+    del one
+    (lower, upper), takes_lower = state
+    linear = jnp.where(takes_lower, apply(lower.slopes, *operands), apply(upper.slopes, *operands))
+    return linear + jnp.where(takes_lower, lower.intercept, upper.intercept)
 
 
 def _to_differentiate(rule: Rule, equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
@@ -174,6 +180,14 @@ _EVALUATE = Stage(_chosen, _to_differentiate)
 def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes, stage: Stage) -> list[Array]:
     """The outputs of a program at a stage, with the states of its nonlinear equations; linear in inputs and tap."""
 
+    def tap(slot: int, constant: Array) -> Array:
+        copied = program.copies.get(slot)  # tapped before it is copied, it is summed over its copies first
+        return (
+            _tapped(constant, one)
+            if copied is None
+            else copied.apply(_tapped(program.constants[copied.inputs[0]], one))[0]
+        )
+
     def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
         if equation.name == "scan":
             return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], stage)
@@ -181,7 +195,7 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
             return operands
         rule = rule_of(equation, mask)
         if isinstance(rule, Nonlinear):
-            apply = functools.partial(_read, rule, rule_params(equation))
+            apply = functools.partial(rule.evaluate, **rule_params(equation))
             open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
             return [stage.nonlinear(apply, states[equation.outputs[0]], one, open_operands)]
         if isinstance(rule, Linear) and rule.offset:
@@ -191,21 +205,19 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
             return [x + _tapped(c, one - 1) for x, c in zip(equation.apply(*operands), constant, strict=True)]
         if isinstance(rule, Linear):
             operands = [
-                x if flag or not rule.is_linear_in(k) else _tapped(x, one)
+                x if flag or not rule.is_linear_in(k) else tap(equation.inputs[k], x)
                 for k, (x, flag) in enumerate(zip(operands, mask, strict=True))
             ]
         return stage.linear(rule, equation, operands, mask)
 
     values, is_open = walk(program, inputs, handler), program.open_slots()
-    return [values[slot] if slot in is_open else _tapped(values[slot], one) for slot in program.outputs]
-
-
-def _read(rule: Nonlinear, params: Mapping[str, Any], affine: Any, one: Array, *operands: Array) -> Array:
-    return rule.evaluate(affine, one, *operands, **params)
+    return [values[slot] if slot in is_open else tap(slot, values[slot]) for slot in program.outputs]
 
 
 def _tapped(constant: Array, one: Array) -> Array:
-    return constant * one.astype(jnp.result_type(constant))
+    """constant * one, whose transpose is one matrix product for all rows."""
+    constant = jnp.asarray(constant)
+    return jnp.tensordot(constant, one.astype(constant.dtype), 0, precision=jax.lax.Precision.HIGHEST)
 
 
 def _replay_scan(

@@ -185,9 +185,9 @@ def _contraction(op: Callable, interval: Callable) -> Nonlinear:
         above = Affine((y.lower, x.upper), -op(x.upper, y.lower, **params))
         return Relaxation(below, above)
 
-    def evaluate(affine: Affine, one: Array, x: Array, y: Array, **params: Any) -> Array:
-        with_x, with_y = affine.slopes
-        return op(x, with_x, **params) + op(with_y, y, **params) + one * affine.intercept
+    def evaluate(slopes: tuple[Array, Array], x: Array, y: Array, **params: Any) -> Array:
+        with_x, with_y = slopes
+        return op(x, with_x, **params) + op(with_y, y, **params)
 
     return Nonlinear(interval, relax, evaluate=evaluate)
 

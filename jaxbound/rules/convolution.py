@@ -1,34 +1,49 @@
 """Convolutions in the forms that XLA's CPU compiler runs fast in both directions. Accelerators need no such help.
 
-Two things are slow there. The transpose of a convolution with stride s spends all but 1/s^d of its work on zeros: cut
-into blocks of s, the input becomes an image of s^d times as many channels and the convolution one of stride 1. And the
-transpose that JAX derives has its operands' axes permuted, which inside a loop runs up to 30 times slower than the
+Three things are slow there. The transpose of a convolution with stride s spends all but 1/s^d of its work on zeros: cut
+into blocks of s, the input becomes an image of more channels and the convolution one of stride 1. The transpose towards
+an image of few channels makes matrix-vector products: one matrix product and a few shifted additions do the same. And
+the transpose that JAX derives has its operands' axes permuted, which inside a loop runs up to 30 times slower than the
 equal convolution with the axes in order.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbound.sets import Array
 
-# (x [N, *spatial, C], kernel [*window, C, O], strides=, dilation=, **precision) -> [N, *spatial, O], without padding.
+# (x [N, *spatial, C], kernel [*window, C, O], dilation=, **precision) -> [N, *spatial, O]; stride 1, no padding.
 Valid = Callable[..., Array]
 
 
 def convolve(x: Array, kernel: Array, **params: Any) -> Array:
     """`jax.lax.conv_general_dilated` by its primitive's parameters, differentiable in every way."""
-    if _is_ordinary(params) and _is_divided(kernel, params):
-        return _in_order(x, kernel, _valid, params)
-    return _plain(x, kernel, params)
+    strides, channels = params["window_strides"], x.shape[params["dimension_numbers"].lhs_spec[1]]
+    if not _is_ordinary(params) or math.prod(strides) == 1:
+        return _plain(x, kernel, params)
+    if channels == 1:  # here the blocks are faster forwards too
+        return _in_blocks(x, kernel, _valid, params)
+
+    @jax.custom_jvp
+    def strided(x: Array, kernel: Array) -> Array:
+        return _plain(x, kernel, params)
+
+    @strided.defjvp
+    def derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+        blocks = jax.jvp(lambda x, kernel: _in_blocks(x, kernel, _valid, params), primals, tangents)
+        return strided(*primals), blocks[1]
+
+    return strided(x, kernel)
 
 
 def convolve_to_transpose(x: Array, kernel: Array, **params: Any) -> Array:
     """The same, to be transposed once with respect to x and not differentiated otherwise."""
-    return _in_order(x, kernel, _valid_to_transpose, params) if _is_ordinary(params) else _plain(x, kernel, params)
+    return _in_blocks(x, kernel, _valid_to_transpose, params) if _is_ordinary(params) else _plain(x, kernel, params)
 
 
 def _plain(x: Array, kernel: Array, params: dict[str, Any]) -> Array:
@@ -39,74 +54,105 @@ def _plain(x: Array, kernel: Array, params: dict[str, Any]) -> Array:
 
 def _is_ordinary(params: dict[str, Any]) -> bool:
     groups = params["feature_group_count"] * params["batch_group_count"]
-    return groups == 1 and all(d == 1 for d in params["lhs_dilation"]) and jax.default_backend() == "cpu"
+    pairs = zip(params["window_strides"], params["rhs_dilation"], strict=True)
+    ordinary = groups == 1 and all(d == 1 for d in params["lhs_dilation"]) and all(1 in pair for pair in pairs)
+    return ordinary and jax.default_backend() == "cpu"
 
 
-def _is_divided(kernel: Array, params: dict[str, Any]) -> bool:
-    """Whether blocks pay: there is a stride, and it divides the window (else they hold as many zeros as they save)."""
-    strides, windows = params["window_strides"], [kernel.shape[k] for k in params["dimension_numbers"].rhs_spec[2:]]
-    divides = all(window % stride == 0 for window, stride in zip(windows, strides, strict=True))
-    return math.prod(strides) > 1 and divides and all(d == 1 for d in params["rhs_dilation"])
+class _Phases(NamedTuple):
+    """The positions first, ..., last - 1 within a block of one axis, each read by as many `entries` of the window."""
+
+    first: int
+    last: int
+    entries: int
 
 
-def _in_order(x: Array, kernel: Array, valid: Valid, params: dict[str, Any]) -> Array:
-    """Brings the axes in order, pads, cuts into blocks where that pays, convolves, and restores the axes."""
+def _phases(window: int, stride: int) -> list[_Phases]:
+    whole, rest = divmod(window, stride)
+    groups = [_Phases(0, rest, whole + 1), _Phases(rest, stride, whole)]
+    return [group for group in groups if group.first < group.last and group.entries > 0]
+
+
+def _in_blocks(x: Array, kernel: Array, valid: Valid, params: dict[str, Any]) -> Array:
+    """Brings the axes in order, pads, cuts into blocks of the stride, convolves, and restores the axes."""
     numbers, strides, dilation = params["dimension_numbers"], params["window_strides"], params["rhs_dilation"]
     lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
-    divided = _is_divided(kernel, params)
     x = jnp.transpose(x, (lhs[0], *lhs[2:], lhs[1]))
     kernel = jnp.transpose(kernel, (*rhs[2:], rhs[1], rhs[0]))
-    edges = []
-    for axis, (low, high) in enumerate(params["padding"]):
-        size, window = x.shape[axis + 1], (kernel.shape[axis] - 1) * dilation[axis] + 1
-        count = (low + size + high - window) // strides[axis] + 1
-        edges.append((low, (count - 1) * strides[axis] + window - low - size, 0))  # nothing that no window reads
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)])
-    if divided:
-        x, kernel, strides = _blocks(x, strides, 1), _blocks(kernel, strides, 0), (1,) * len(strides)
-    options = {name: params[name] for name in ("precision", "preferred_element_type")}
-    result = valid(x, kernel, strides=strides, dilation=dilation, **options)
+    windows, edges, missing, counts = kernel.shape[:-2], [], [], []
+    for size, window, stride, spread, (low, high) in zip(
+        x.shape[1:-1], windows, strides, dilation, params["padding"], strict=True
+    ):
+        counts.append((low + size + high - (window - 1) * spread - 1) // stride + 1)
+        blocks = counts[-1] + (-(-window // stride) - 1) * spread
+        edges.append((low, blocks * stride - low - size, 0))
+        missing.append((0, -window % stride, 0))
+    x = _cut(jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)]), strides, 1)
+    kernel = _cut(jax.lax.pad(kernel, jnp.zeros((), kernel.dtype), [*missing, (0, 0, 0), (0, 0, 0)]), strides, 0)
+    options = {"dilation": dilation, "precision": params["precision"]}
+    options["preferred_element_type"] = params["preferred_element_type"]
+    total: Any = 0
+    for phases in itertools.product(*map(_phases, windows, strides)):
+        reach = [n + (p.entries - 1) * d for n, p, d in zip(counts, phases, dilation, strict=True)]
+        entries = [p.entries for p in phases]
+        total += valid(_taken(x, reach, phases, 1), _taken(kernel, entries, phases, 0), **options)
     order = (out[0], *out[2:], out[1])  # where each axis of the result belongs
-    return jnp.transpose(result, [order.index(axis) for axis in range(len(order))])
+    return jnp.transpose(total, [order.index(axis) for axis in range(len(order))])
 
 
-def _blocks(x: Array, strides: Sequence[int], first: int) -> Array:
-    """Moves the position within a block from the spatial axes (from `first` on) to the channels behind them."""
-    last = first + len(strides)
-    shape, inner, outer = list(x.shape[:first]), [], []
-    for size, stride in zip(x.shape[first:last], strides, strict=True):
-        outer.append(len(shape))
-        inner.append(len(shape) + 1)
-        shape += [size // stride, stride]
-    rest = range(len(shape), len(shape) + x.ndim - last)
-    x = x.reshape(*shape, *x.shape[last:])
-    x = jnp.transpose(x, (*range(first), *outer, *inner, *rest))
-    channels = math.prod(strides) * x.shape[last + len(strides)]
-    return x.reshape(*x.shape[:last], channels, *x.shape[last + len(strides) + 1 :])
+def _cut(x: Array, strides: Sequence[int], first: int) -> Array:
+    """Splits spatial axes (from `first` on) into blocks: [..., *blocks, *within, channels, ...]."""
+    last, count = first + len(strides), len(strides)
+    shape = itertools.chain.from_iterable((n // s, s) for n, s in zip(x.shape[first:last], strides, strict=True))
+    x = x.reshape(*x.shape[:first], *shape, *x.shape[last:])
+    outer, inner = range(first, first + 2 * count, 2), range(first + 1, first + 2 * count, 2)
+    return jnp.transpose(x, (*range(first), *outer, *inner, *range(first + 2 * count, x.ndim)))
 
 
-def _valid(x: Array, kernel: Array, *, strides: Any, dilation: Any, padding: Any = None, **options: Any) -> Array:
-    letters = "DHW"[-len(strides) :]
+def _taken(x: Array, sizes: Sequence[int], phases: Sequence[_Phases], first: int) -> Array:
+    """Some blocks' phases as channels: [..., *sizes, phases and channels, ...]."""
+    within = first + len(sizes)
+    channels = within + len(sizes)
+    lower, upper = [0] * x.ndim, list(x.shape)
+    upper[first:within] = sizes
+    lower[within:channels] = [p.first for p in phases]
+    upper[within:channels] = [p.last for p in phases]
+    x = jax.lax.slice(x, lower, upper)
+    return x.reshape(*x.shape[:within], math.prod(x.shape[within : channels + 1]), *x.shape[channels + 1 :])
+
+
+def _valid(x: Array, kernel: Array, *, dilation: Sequence[int], padding: Any = None, **options: Any) -> Array:
+    letters = "DHW"[-len(dilation) :]
     layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-    padding = padding or [(0, 0)] * len(strides)
+    ones, padding = (1,) * len(dilation), padding or [(0, 0)] * len(dilation)
     return jax.lax.conv_general_dilated(
-        x, kernel, strides, padding, rhs_dilation=dilation, dimension_numbers=layout, **options
+        x, kernel, ones, padding, rhs_dilation=dilation, dimension_numbers=layout, **options
     )
 
 
-def _valid_to_transpose(x: Array, kernel: Array, *, strides: Any, dilation: Any, **options: Any) -> Array:
+def _valid_to_transpose(x: Array, kernel: Array, *, dilation: Sequence[int], **options: Any) -> Array:
     @jax.custom_vjp
     def function(x: Array, kernel: Array) -> Array:
-        return _valid(x, kernel, strides=strides, dilation=dilation, **options)
+        return _valid(x, kernel, dilation=dilation, **options)
 
     def backward(kernel: Array, ct: Array) -> tuple[Array, None]:
-        spatial = range(len(strides))
-        flipped = jnp.swapaxes(jnp.flip(kernel, spatial), -1, -2)
-        reach = [((n - 1) * d, (n - 1) * d) for n, d in zip(kernel.shape, dilation, strict=False)]
-        ones = (1,) * len(strides)
-        return _valid(
-            ct, flipped, strides=ones, dilation=dilation, padding=reach, lhs_dilation=strides, **options
-        ), None
+        *window, channels, features = kernel.shape
+        flipped = jnp.swapaxes(jnp.flip(kernel, range(len(window))), -1, -2)
+        reach = [(n - 1) * d for n, d in zip(window, dilation, strict=True)]
+        if math.prod(window) * channels <= 2 * features:
+            return _by_products(ct, flipped, reach, dilation=dilation, **options), None
+        return _valid(ct, flipped, dilation=dilation, padding=[(n, n) for n in reach], **options), None
 
     function.defvjp(lambda x, kernel: (function(x, kernel), kernel), backward)
     return function(x, kernel)
+
+
+def _by_products(x: Array, kernel: Array, reach: Sequence[int], *, dilation: Sequence[int], **options: Any) -> Array:
+    """The convolution padded by the window's reach: one product with all of the kernel, then its entries shifted."""
+    products = jnp.tensordot(x, kernel, (-1, -2), **options)  # [N, *spatial, *window, O]
+    total: Any = 0
+    for entry in itertools.product(*map(range, kernel.shape[:-2])):
+        shifts = [(n - k * d, k * d, 0) for n, k, d in zip(reach, entry, dilation, strict=True)]
+        part = products[(slice(None),) * (x.ndim - 1) + entry]
+        total += jax.lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *shifts, (0, 0, 0)])
+    return total

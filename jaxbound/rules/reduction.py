@@ -24,8 +24,8 @@ def _negated(x: Interval) -> Interval:
 # else the largest upper end.
 
 
-def _weighted_sum(affine: Affine, one: Array, x: Array, *, axes: tuple[int, ...], **_: Any) -> Array:
-    return jnp.sum(affine.slopes[0] * x, axis=axes) + one * affine.intercept
+def _weighted_sum(slopes: tuple[Array], x: Array, *, axes: tuple[int, ...], **_: Any) -> Array:
+    return jnp.sum(slopes[0] * x, axis=axes)
 
 
 def _relax_max(x: Interval, axes: tuple[int, ...], **_: Any) -> Relaxation:
@@ -91,8 +91,8 @@ def _relax_pool(x: Interval, *, fill: float, relax: Any, **params: Any) -> Relax
     return relax(Interval(*(_windows(end, far, params) for end in x)), axes=(0,))
 
 
-def _weighted_windows(affine: Affine, one: Array, x: Array, **params: Any) -> Array:
-    return jnp.sum(affine.slopes[0] * _windows(x, 0.0, params), axis=0) + one * affine.intercept
+def _weighted_windows(slopes: tuple[Array], x: Array, **params: Any) -> Array:
+    return jnp.sum(slopes[0] * _windows(x, 0.0, params), axis=0)
 
 
 def _pool(name: str, fill: float, reduce: Any, relax: Any) -> None:

@@ -1,10 +1,12 @@
 """What a primitive is: the kinds of rules, their lookup, and the error for what has none."""
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from jaxbound.rules.relaxation import Affine, Relaxation
+from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval
 
 
@@ -67,9 +69,9 @@ class Coefficient:
         return sum(mask) == 1 and list(mask).index(True) in self.operands
 
 
-def elementwise(affine: Affine, one: Array, *operands: Array, **_: Any) -> Array:
-    """How most rules read an `Affine`: sum_i slopes[i] * operands[i] + one * intercept."""
-    return sum((s * x for s, x in zip(affine.slopes, operands, strict=True)), start=one * affine.intercept)
+def elementwise(slopes: Sequence[Array], *operands: Array, **_: Any) -> Array:
+    """How most rules read the slopes of an `Affine`: sum_i slopes[i] * operands[i]."""
+    return functools.reduce(operator.add, (s * x for s, x in zip(slopes, operands, strict=True)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,8 +82,7 @@ class Nonlinear:
       interval: (*operands, **params) -> Interval, where operands that depend on a set are Intervals.
       relax: (*operands, relu, **params) -> Relaxation with one slope for each operand that is a set.
       operands: positions that may be sets; None for all.
-      evaluate: (affine, one, *set_operands, **params) -> the value of one side of the relaxation; linear in `one` and
-        the operands together.
+      evaluate: (slopes, *set_operands, **params) -> the linear part of one side of the relaxation.
     """
 
     interval: Callable[..., Interval]

@@ -34,6 +34,7 @@ CASES = {
     "quotient": lambda x: (W @ x) / (x + 6),
     "quotient_negative": lambda x: (W @ x) / (x - 6),
     "product": lambda x: x * (W @ x),
+    "gradient": jax.grad(lambda x: jnp.sum(jnp.sin(x) * (W @ x))),
     "outer": lambda x: jnp.outer(x, W @ x),
     "dot_of_sets": lambda x: jnp.dot(x, W @ x),
     "matmul_of_sets": lambda x: (x[:, None] * W) @ (W * x),

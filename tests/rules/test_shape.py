@@ -1,8 +1,17 @@
+import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from tests import soundness
+
+
+
+def spread(axis_type):
+    """Over a mesh of one device."""
+    return NamedSharding(jax.make_mesh((1,), ("devices",), axis_types=(axis_type,)), PartitionSpec("devices"))
+
 
 CASES = {
     "gather": lambda x: jnp.tanh(x)[jnp.array([0, 2, 2, 1])],
@@ -19,6 +28,13 @@ CASES = {
     "reshape_transpose_squeeze": lambda x: jnp.squeeze(jnp.tanh(x).reshape(1, 2, 2).transpose(2, 0, 1)),
     "broadcast": lambda x: jnp.broadcast_to(jnp.tanh(x)[:, None], (4, 3)),
     "slice_strided": lambda x: jnp.tanh(x)[::2],
+    "unstack": lambda x: sum(jnp.unstack(jnp.tanh(x).reshape(2, 2))),
+    "copy": lambda x: jnp.copy(jnp.tanh(x)) + lax.stop_gradient(x),
+    "barrier": lambda x: lax.optimization_barrier(jnp.tanh(x)),
+    "device_put": lambda x: jax.device_put(jnp.tanh(x)),
+    "sharded": lambda x: lax.with_sharding_constraint(jnp.tanh(x), spread(AxisType.Auto)),
+    "resharded": lambda x: jax.sharding.reshard(jnp.tanh(x), spread(AxisType.Explicit)),
+    "same_precision": lambda x: lax.reduce_precision(jnp.tanh(x), 11, 52),
 }
 
 
