@@ -324,6 +324,13 @@ def _consts(jaxpr: Any) -> Sequence[Value]:
     return getattr(jaxpr, "consts", ())
 
 
+def mesh_axes(value: Value) -> frozenset[str]:
+    """The axes of a mesh over which a value varies, inside `jax.shard_map`."""
+    kind = jax.typeof(value)
+    manual = getattr(kind, "manual_axis_type", None)  # since JAX 0.10
+    return getattr(kind, "vma", frozenset()) if manual is None else manual.varying
+
+
 def user_line(eqn: Any) -> str:
     """The innermost line of the user's own code behind an equation, "file.py:12", or "" if there is none."""
     traceback = eqn.source_info.traceback

@@ -87,7 +87,6 @@ def _lines(x: Interval, slope: Array, crossing: Array | None) -> Relaxation:
     active = high / jnp.where(width > 0, width, 1)  # how much of the interval is above zero: 0 dead, 1 alive
     rise = slope + (1 - slope) * active
     above = line(rise, -(1 - slope) * active * low)
-    if crossing is None:
-        return Relaxation(line(rise, jnp.zeros_like(rise)), above)
-    is_crossing = (x.lower < 0) & (x.upper > 0)
-    return Relaxation(line(jnp.where(is_crossing, crossing, rise), jnp.zeros_like(rise)), above)
+    if crossing is not None:
+        rise = jnp.where((x.lower < 0) & (x.upper > 0), crossing, rise)
+    return Relaxation(line(jnp.where(jnp.isfinite(rise), rise, slope), None), above)

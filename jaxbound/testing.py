@@ -45,9 +45,7 @@ def check_rule(
         others = [position, *rng.uniform(size=operands - 1)]
         points = [jnp.clip(b.lower + t * (b.upper - b.lower), *b) for b, t in zip(boxes, others, strict=True)]
         values = fn(*points)
-        lines = [
-            sum((s * p for s, p in zip(side.slopes, points, strict=True)), start=side.intercept) for side in relaxation
-        ]
+        lines = [side(*points) for side in relaxation]
         for name, below, above in (
             ("interval's lower end", interval.lower, values),
             ("interval's upper end", values, interval.upper),

@@ -100,19 +100,6 @@ def test_spec_of_a_wrong_shape():
         jaxbound.ibp(lambda x: (x, x))(BOX, spec=jnp.ones((2, 4)))
 
 
-@pytest.mark.parametrize("label", [-1, 3])
-def test_label_out_of_range(label):
-    with pytest.raises(ValueError, match=rf"label {label} is out of range for 3 classes \(0 to 2\)"):
-        jaxbound.margin_spec(label, 3)
-    assert jnp.isnan(jax.jit(lambda y: jaxbound.margin_spec(y, 3))(label)).all()
-
-
-def test_label_that_is_a_batch_or_a_float():
-    for label in (jnp.array([0, 1]), 1.0):
-        with pytest.raises(ValueError, match="label must be one integer"):
-            jaxbound.margin_spec(label, 3)
-
-
 def test_integers_as_a_set():
     with pytest.raises(TypeError, match="must hold floats, got int32"):
         jaxbound.ibp(lambda x: x * 1.0)(jaxbound.Interval(jnp.arange(3), jnp.arange(3)))
@@ -130,27 +117,3 @@ def test_output_that_is_no_pytree_of_float_arrays():
         jaxbound.ibp(lambda x: (x, jnp.arange(3)))(BOX)
     with pytest.raises(TypeError):
         jaxbound.ibp(lambda x: "logits")(BOX)
-
-
-def test_batched_module_given_one_example():
-    def batched(x):
-        return x.reshape(x.shape[0], -1) @ jnp.ones((16, 3))
-
-    with pytest.raises(TypeError) as caught:
-        jaxbound.ibp(batched)(jaxbound.linf_ball(jnp.full((4, 4), 0.5), 0.1))
-    (note,) = [note for note in caught.value.__notes__ if "jaxbound" in note]
-    assert "ONE example, with sets of shape (4, 4)" in note and "jaxbound.per_example(fn)" in note
-
-
-def test_chunk_below_one():
-    with pytest.raises(ValueError, match="chunk must be at least 1, got 0"):
-        jaxbound.crown(jnp.tanh, chunk=0)
-
-
-def test_primitive_declared_twice():
-    from jaxbound.rules.registry import Linear, refuse, register
-
-    with pytest.raises(ValueError, match="'add' has a rule already"):
-        register("add", Linear())
-    with pytest.raises(ValueError, match="'add' has a rule already"):
-        refuse("add", "no reason")

@@ -113,20 +113,22 @@ def _as_interval(value: Any) -> Interval:
 
 def _relax(rule: Nonlinear, equation: Equation, operands: list[Any], result: Interval, relu: Any) -> Relaxation:
     """A rule's relaxation; constant lines where its numbers are not finite, NaN where the interval is invalid."""
-    shape = jnp.shape(result.lower)
+    lower, upper = rule.relax(*operands, relu=relu, **rule_params(equation))
+    # Lines through zero are those of comparisons, whose intervals no rounding makes cross.
+    valid = result.lower <= result.upper if lower.intercept is None else is_valid(*result)
 
     def guarded(side: Affine, end: Array) -> Affine:
-        usable = jnp.isfinite(side.intercept)
+        slopes, intercept = side
+        if intercept is None:
+            return Affine(tuple(jnp.where(valid, slope, jnp.nan) for slope in slopes), None)
         if rule.evaluate is elementwise:  # slopes are elementwise too
-            usable = functools.reduce(lambda a, s: a & jnp.isfinite(s), side.slopes, usable)
-            side = side._replace(slopes=tuple(jnp.where(usable, s, 0) for s in side.slopes))
-            return side._replace(intercept=jnp.broadcast_to(jnp.where(usable, side.intercept, end), shape))
-        return side._replace(intercept=jnp.broadcast_to(side.intercept, shape))
+            usable = functools.reduce(lambda a, s: a & jnp.isfinite(s), slopes, valid & jnp.isfinite(intercept))
+            return Affine(tuple(jnp.where(usable, s, 0) for s in slopes), jnp.where(usable, intercept, end))
+        return Affine(slopes, jnp.where(valid, intercept, jnp.nan))
 
-    lines = rule.relax(*operands, relu=relu, **rule_params(equation))
-    invalid = ~is_valid(*result)
-    lines = Relaxation(guarded(lines.lower, result.lower), guarded(lines.upper, result.upper))
-    return Relaxation(*(side._replace(intercept=jnp.where(invalid, jnp.nan, side.intercept)) for side in lines))
+    if upper.intercept is None:
+        upper = upper._replace(intercept=jnp.zeros_like(result.upper))
+    return Relaxation(guarded(lower, result.lower), guarded(upper, result.upper))
 
 
 # Intervals through linear equations.

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
 from jaxbound.methods.problem import rule_of, rule_params, valid_lower
-from jaxbound.program import Equation, Program, Scan, walk
+from jaxbound.program import Equation, Program, Scan, mesh_axes, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set
@@ -83,16 +83,26 @@ def choose_lines(
     program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]
 ) -> tuple[list[Array], Array, Nodes]:
     """Coefficients [S, *x.shape] per set, bias [S], and which line each row took, [S, ...] per nonlinear result."""
-    inputs = [jnp.zeros_like(s.lower if isinstance(s, Interval) else s.center) for s in sets]
-    one = jnp.ones((), jnp.result_type(*spec))
-    deltas = _each(relaxations, lambda r: jnp.zeros_like(r.lower.intercept))
+    everything = (program.constants, relaxations, sets)
+    inputs = [_varying(jnp.zeros_like(s.lower if isinstance(s, Interval) else s.center), everything) for s in sets]
+    one = _varying(jnp.ones((), jnp.result_type(*spec)), everything)
+    deltas = _each(relaxations, lambda r: _varying(jnp.zeros_like(r.upper.intercept), everything))
 
     def affine(inputs: list[Array], one: Array, deltas: Nodes) -> list[Array]:
         return replay(program, inputs, one, _paired(relaxations, deltas), _CHOOSE)
 
-    _, pullback = jax.vjp(affine, inputs, one, deltas)
-    coeffs, bias, signs = jax.vmap(lambda row: pullback(row))(list(spec))
+    outputs, pullback = jax.vjp(affine, inputs, one, deltas)
+    rows = [_varying(row, out) for row, out in zip(spec, outputs, strict=True)]
+    coeffs, bias, signs = jax.vmap(lambda row: pullback(row))(rows)
     return coeffs, bias, jax.tree.map(lambda ct: ct >= 0, signs)
+
+
+def _varying(x: Array, others: Any) -> Array:
+    """The same, of a type that varies over every axis of a mesh (inside `shard_map`) that one of the others does."""
+    for leaf in jax.tree.leaves(others):
+        if mesh_axes(leaf) - mesh_axes(x):
+            x = jnp.where(False, jnp.ravel(leaf)[0].astype(x.dtype), x)
+    return x
 
 
 def _evaluate(
@@ -139,11 +149,14 @@ def _relaxed(
 
     def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
         lower, upper = relaxation
-        down = jax.linear_transpose(functools.partial(apply, lower.slopes), *shapes)(jnp.maximum(ct, 0))
-        up = jax.linear_transpose(functools.partial(apply, upper.slopes), *shapes)(jnp.minimum(ct, 0))
-        # One sum of one product; an infinite intercept does not concern rows that do not read the result.
-        intercept = jnp.where(ct > 0, lower.intercept, jnp.where(ct < 0, upper.intercept, 0))
-        return None, jnp.sum(intercept * ct).astype(one.dtype), *(a + b for a, b in zip(down, up, strict=True))
+        origin = [_varying(jnp.zeros(shape.shape, shape.dtype), ct) for shape in shapes]
+        down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](jnp.maximum(ct, 0))
+        up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](jnp.minimum(ct, 0))
+        if lower.intercept is None:
+            bias = _product(upper.intercept, jnp.minimum(ct, 0))
+        else:
+            bias = _product(lower.intercept, ct) + _product(upper.intercept - lower.intercept, jnp.minimum(ct, 0))
+        return None, bias.astype(one.dtype), *(a + b for a, b in zip(down, up, strict=True))
 
     node.defvjp(forward, backward)
     return node(relaxation, one, *operands) + delta
@@ -156,7 +169,7 @@ def _chosen(
     del one
     (lower, upper), takes_lower = state
     linear = jnp.where(takes_lower, apply(lower.slopes, *operands), apply(upper.slopes, *operands))
-    return linear + jnp.where(takes_lower, lower.intercept, upper.intercept)
+    return linear + jnp.where(takes_lower, 0 if lower.intercept is None else lower.intercept, upper.intercept)
 
 
 def _to_differentiate(rule: Rule, equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
@@ -218,6 +231,11 @@ def _tapped(constant: Array, one: Array) -> Array:
     """constant * one, whose transpose is one matrix product for all rows."""
     constant = jnp.asarray(constant)
     return jnp.tensordot(constant, one.astype(constant.dtype), 0, precision=jax.lax.Precision.HIGHEST)
+
+
+def _product(x: Array, y: Array) -> Array:
+    """The sum of x * y, as a matrix product: plain sums of all nodes are fused into one by compilers, late and slow."""
+    return jnp.dot(x.ravel(), y.ravel(), precision=jax.lax.Precision.HIGHEST)
 
 
 def _replay_scan(

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from jaxbound.sets import Array
 
-# (x [N, *spatial, C], kernel [*window, C, O], dilation=, **precision) -> [N, *spatial, O]; stride 1, no padding.
-Valid = Callable[..., Array]
+# (x [N, *spatial, C], kernel [*window, C, O], padding=, dilation=, **precision) -> [N, *spatial, O]; stride 1.
+Convolution = Callable[..., Array]
 
 
 def convolve(x: Array, kernel: Array, **params: Any) -> Array:
@@ -27,7 +27,7 @@ def convolve(x: Array, kernel: Array, **params: Any) -> Array:
     if not _is_ordinary(params) or math.prod(strides) == 1:
         return _plain(x, kernel, params)
     if channels == 1:  # here the blocks are faster forwards too
-        return _in_blocks(x, kernel, _valid, params)
+        return _in_blocks(x, kernel, _convolution, params)
 
     @jax.custom_jvp
     def strided(x: Array, kernel: Array) -> Array:
@@ -35,15 +35,15 @@ def convolve(x: Array, kernel: Array, **params: Any) -> Array:
 
     @strided.defjvp
     def derivative(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-        blocks = jax.jvp(lambda x, kernel: _in_blocks(x, kernel, _valid, params), primals, tangents)
-        return strided(*primals), blocks[1]
+        by_x = _in_blocks(tangents[0], primals[1], _convolution, params)
+        return strided(*primals), by_x + _plain(primals[0], tangents[1], params)
 
     return strided(x, kernel)
 
 
 def convolve_to_transpose(x: Array, kernel: Array, **params: Any) -> Array:
     """The same, to be transposed once with respect to x and not differentiated otherwise."""
-    return _in_blocks(x, kernel, _valid_to_transpose, params) if _is_ordinary(params) else _plain(x, kernel, params)
+    return _in_blocks(x, kernel, _to_transpose, params) if _is_ordinary(params) else _plain(x, kernel, params)
 
 
 def _plain(x: Array, kernel: Array, params: dict[str, Any]) -> Array:
@@ -60,47 +60,73 @@ def _is_ordinary(params: dict[str, Any]) -> bool:
 
 
 class _Phases(NamedTuple):
-    """The positions first, ..., last - 1 within a block of one axis, each read by as many `entries` of the window."""
+    """Positions within the blocks of one axis that the window's entries first, first + stride, ... read.
 
+    Attributes:
+      count: how many positions; the later ones are read by the entries after.
+      first: the entry that reads the first of them.
+      entries: how many entries read each.
+      before: how many blocks of zeros lie before the image.
+    """
+
+    count: int
     first: int
-    last: int
     entries: int
+    before: int
 
 
-def _phases(window: int, stride: int) -> list[_Phases]:
-    whole, rest = divmod(window, stride)
-    groups = [_Phases(0, rest, whole + 1), _Phases(rest, stride, whole)]
-    return [group for group in groups if group.first < group.last and group.entries > 0]
+class _Axis(NamedTuple):
+    """How one axis is cut: zeros before the image so that one group of phases may do, number of blocks, phases."""
+
+    zeros: int
+    blocks: int
+    groups: list[_Phases]
 
 
-def _in_blocks(x: Array, kernel: Array, valid: Valid, params: dict[str, Any]) -> Array:
-    """Brings the axes in order, pads, cuts into blocks of the stride, convolves, and restores the axes."""
+def _cut_axis(size: int, window: int, stride: int, low: int) -> _Axis:
+    """Position `i` of the image and output `o` meet at entry i + low - o * stride of the window."""
+    zeros = low % stride if window % stride == 0 else 0
+    places = [divmod(phase + low - zeros, stride) for phase in range(stride)]
+    kinds = [(before, len(range(first, window, stride))) for before, first in places]
+    groups = []
+    for (before, entries), members in itertools.groupby(range(stride), lambda phase: kinds[phase]):
+        phases = list(members)
+        groups.append(_Phases(len(phases), places[phases[0]][1], entries, before))
+    return _Axis(zeros, -(-(zeros + size) // stride), groups)
+
+
+def _in_blocks(x: Array, kernel: Array, convolution: Convolution, params: dict[str, Any]) -> Array:
+    """Brings the axes in order, cuts them into blocks of the stride, convolves, and restores the axes."""
     numbers, strides, dilation = params["dimension_numbers"], params["window_strides"], params["rhs_dilation"]
     lhs, rhs, out = numbers.lhs_spec, numbers.rhs_spec, numbers.out_spec
     x = jnp.transpose(x, (lhs[0], *lhs[2:], lhs[1]))
     kernel = jnp.transpose(kernel, (*rhs[2:], rhs[1], rhs[0]))
-    windows, edges, missing, counts = kernel.shape[:-2], [], [], []
+    sizes, windows = x.shape[1:-1], kernel.shape[:-2]
+    axes, counts = [], []
     for size, window, stride, spread, (low, high) in zip(
-        x.shape[1:-1], windows, strides, dilation, params["padding"], strict=True
+        sizes, windows, strides, dilation, params["padding"], strict=True
     ):
+        axes.append(_cut_axis(size, window, stride, low))
         counts.append((low + size + high - (window - 1) * spread - 1) // stride + 1)
-        blocks = counts[-1] + (-(-window // stride) - 1) * spread
-        edges.append((low, blocks * stride - low - size, 0))
-        missing.append((0, -window % stride, 0))
-    x = _cut(jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)]), strides, 1)
-    kernel = _cut(jax.lax.pad(kernel, jnp.zeros((), kernel.dtype), [*missing, (0, 0, 0), (0, 0, 0)]), strides, 0)
-    options = {"dilation": dilation, "precision": params["precision"]}
-    options["preferred_element_type"] = params["preferred_element_type"]
+    edges = [(a.zeros, a.blocks * s - a.zeros - n, 0) for a, s, n in zip(axes, strides, sizes, strict=True)]
+    x = _split(jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *edges, (0, 0, 0)]), strides, 1)
+    missing = [(0, -w % s, 0) for w, s in zip(windows, strides, strict=True)]
+    kernel = _split(jax.lax.pad(kernel, jnp.zeros((), kernel.dtype), [*missing, (0, 0, 0), (0, 0, 0)]), strides, 0)
+    options = {name: params[name] for name in ("precision", "preferred_element_type")}
     total: Any = 0
-    for phases in itertools.product(*map(_phases, windows, strides)):
-        reach = [n + (p.entries - 1) * d for n, p, d in zip(counts, phases, dilation, strict=True)]
-        entries = [p.entries for p in phases]
-        total += valid(_taken(x, reach, phases, 1), _taken(kernel, entries, phases, 0), **options)
+    for image, phases in _parts(x, axes):
+        if all(p.entries for p in phases):
+            padding = []
+            for k, (p, n, d) in enumerate(zip(phases, counts, dilation, strict=True)):
+                last = n + (p.entries - 1) * d - p.before  # blocks that are read
+                image = jax.lax.slice_in_dim(image, 0, min(last, image.shape[k + 1]), axis=k + 1)
+                padding.append((p.before, last - image.shape[k + 1]))
+            total += convolution(image, _entries(kernel, phases), padding=padding, dilation=dilation, **options)
     order = (out[0], *out[2:], out[1])  # where each axis of the result belongs
     return jnp.transpose(total, [order.index(axis) for axis in range(len(order))])
 
 
-def _cut(x: Array, strides: Sequence[int], first: int) -> Array:
+def _split(x: Array, strides: Sequence[int], first: int) -> Array:
     """Splits spatial axes (from `first` on) into blocks: [..., *blocks, *within, channels, ...]."""
     last, count = first + len(strides), len(strides)
     shape = itertools.chain.from_iterable((n // s, s) for n, s in zip(x.shape[first:last], strides, strict=True))
@@ -109,50 +135,68 @@ def _cut(x: Array, strides: Sequence[int], first: int) -> Array:
     return jnp.transpose(x, (*range(first), *outer, *inner, *range(first + 2 * count, x.ndim)))
 
 
-def _taken(x: Array, sizes: Sequence[int], phases: Sequence[_Phases], first: int) -> Array:
-    """Some blocks' phases as channels: [..., *sizes, phases and channels, ...]."""
-    within = first + len(sizes)
-    channels = within + len(sizes)
-    lower, upper = [0] * x.ndim, list(x.shape)
-    upper[first:within] = sizes
-    lower[within:channels] = [p.first for p in phases]
-    upper[within:channels] = [p.last for p in phases]
-    x = jax.lax.slice(x, lower, upper)
-    return x.reshape(*x.shape[:within], math.prod(x.shape[within : channels + 1]), *x.shape[channels + 1 :])
+def _parts(x: Array, axes: Sequence[_Axis]) -> list[tuple[Array, tuple[_Phases, ...]]]:
+    """All combinations of one group of phases for each axis, the phases as channels: [N, *blocks, channels]."""
+    parts: list[tuple[Array, tuple[_Phases, ...]]] = [(x, ())]
+    for k, axis in enumerate(axes):
+        sizes = [group.count for group in axis.groups]
+        parts = [
+            (piece, (*phases, group))
+            for part, phases in parts
+            for piece, group in zip(jax.lax.split(part, sizes, 1 + len(axes) + k), axis.groups, strict=True)
+        ]
+    return [(part.reshape(*part.shape[: 1 + len(axes)], -1), phases) for part, phases in parts]
 
 
-def _valid(x: Array, kernel: Array, *, dilation: Sequence[int], padding: Any = None, **options: Any) -> Array:
+def _entries(kernel: Array, phases: Sequence[_Phases]) -> Array:
+    """The kernel [*entries, *within, C, O] of some phases: [*entries, channels, O]."""
+    entries = tuple(slice(p.entries) for p in phases)
+    kernel = kernel[(*entries, *(slice(p.first, p.first + p.count) for p in phases))]
+    return kernel.reshape(*kernel.shape[: len(phases)], -1, kernel.shape[-1])
+
+
+def _convolution(
+    x: Array, kernel: Array, *, padding: Sequence[tuple[int, int]], dilation: Sequence[int], **options: Any
+) -> Array:
     letters = "DHW"[-len(dilation) :]
     layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-    ones, padding = (1,) * len(dilation), padding or [(0, 0)] * len(dilation)
+    ones = (1,) * len(dilation)
     return jax.lax.conv_general_dilated(
         x, kernel, ones, padding, rhs_dilation=dilation, dimension_numbers=layout, **options
     )
 
 
-def _valid_to_transpose(x: Array, kernel: Array, *, dilation: Sequence[int], **options: Any) -> Array:
+def _to_transpose(
+    x: Array, kernel: Array, *, padding: Sequence[tuple[int, int]], dilation: Sequence[int], **options: Any
+) -> Array:
     @jax.custom_vjp
     def function(x: Array, kernel: Array) -> Array:
-        return _valid(x, kernel, dilation=dilation, **options)
+        return _convolution(x, kernel, padding=padding, dilation=dilation, **options)
 
     def backward(kernel: Array, ct: Array) -> tuple[Array, None]:
         *window, channels, features = kernel.shape
         flipped = jnp.swapaxes(jnp.flip(kernel, range(len(window))), -1, -2)
         reach = [(n - 1) * d for n, d in zip(window, dilation, strict=True)]
-        if math.prod(window) * channels <= 2 * features:
-            return _by_products(ct, flipped, reach, dilation=dilation, **options), None
-        return _valid(ct, flipped, dilation=dilation, padding=[(n, n) for n in reach], **options), None
+        back = [(n - low, n - high) for n, (low, high) in zip(reach, padding, strict=True)]
+        few = math.prod(window) * channels <= 2 * features
+        return (_by_products if few else _convolution)(ct, flipped, padding=back, dilation=dilation, **options), None
 
     function.defvjp(lambda x, kernel: (function(x, kernel), kernel), backward)
     return function(x, kernel)
 
 
-def _by_products(x: Array, kernel: Array, reach: Sequence[int], *, dilation: Sequence[int], **options: Any) -> Array:
-    """The convolution padded by the window's reach: one product with all of the kernel, then its entries shifted."""
+def _by_products(
+    x: Array, kernel: Array, *, padding: Sequence[tuple[int, int]], dilation: Sequence[int], **options: Any
+) -> Array:
+    """The same convolution as one product with all of the kernel, whose entries are then shifted and added."""
     products = jnp.tensordot(x, kernel, (-1, -2), **options)  # [N, *spatial, *window, O]
-    total: Any = 0
-    for entry in itertools.product(*map(range, kernel.shape[:-2])):
-        shifts = [(n - k * d, k * d, 0) for n, k, d in zip(reach, entry, dilation, strict=True)]
+    window, total = kernel.shape[:-2], None
+    for entry in itertools.product(*map(range, window)):
+        shifts = [
+            (low - k * d, high - (w - 1 - k) * d, 0)
+            for (low, high), k, w, d in zip(padding, entry, window, dilation, strict=True)
+        ]
         part = products[(slice(None),) * (x.ndim - 1) + entry]
-        total += jax.lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *shifts, (0, 0, 0)])
+        part = jax.lax.pad(part, jnp.zeros((), part.dtype), [(0, 0, 0), *shifts, (0, 0, 0)])
+        total = part if total is None else total + part
     return total

@@ -4,6 +4,8 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxbound.rules.registry import Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Relaxation, constant, convex, flipped, line, settled
@@ -31,10 +33,19 @@ def _relax_max(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
         x, y = y, x  # the constant first
     if isinstance(x, Interval):
         return _relax_max_of_sets(x, y, relu)
-    x = jnp.maximum(x, y.lower - 1)  # any threshold below the interval is the same function; -inf has no lines
+    if isinstance(x, Tracer) or not np.isfinite(x).all():
+        x = jnp.maximum(x, y.lower - 1)  # any threshold below the interval is the same function; -inf has no lines
     lines = relu(Interval(y.lower - x, y.upper - x), 0.0)
     # max(x, y) = x + relu(y - x), whose lines are slope * (y - x) + intercept.
-    return Relaxation(*(line(s.slopes[0], s.intercept + x * (1 - s.slopes[0])) for s in lines))
+    return Relaxation(*(_shifted(side, x) for side in lines))
+
+
+def _shifted(side: Affine, x: Array) -> Affine:
+    """slope * (y - x) + intercept + x."""
+    if not isinstance(x, Tracer) and not np.any(x):
+        return side
+    by = x * (1 - side.slopes[0])
+    return line(side.slopes[0], by if side.intercept is None else side.intercept + by)
 
 
 def _relax_max_of_sets(x: Interval, y: Interval, relu: Any) -> Relaxation:

@@ -6,6 +6,7 @@ intercept to agree on which branch they took: see `settled`.
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -18,10 +19,19 @@ Scalar = Callable[[Array], Array]  # an elementwise function of one array
 
 
 class Affine(NamedTuple):
-    """x_1, ..., x_n -> sum_i slopes[i] * x_i + intercept, elementwise unless the rule says how to read it."""
+    """x_1, ..., x_n -> sum_i slopes[i] * x_i + intercept, elementwise unless the rule says how to read it.
+
+    An intercept of None is zero, for slopes that are finite on every valid interval. The bias of a backward bound is a
+    sum over all nodes' intercepts, and this one costs nothing.
+    """
 
     slopes: tuple[Array, ...]
-    intercept: Array
+    intercept: Array | None
+
+    def __call__(self, *operands: Array) -> Array:
+        """The value, elementwise."""
+        linear = functools.reduce(operator.add, (s * x for s, x in zip(self.slopes, operands, strict=True)))
+        return linear if self.intercept is None else linear + self.intercept
 
 
 class Relaxation(NamedTuple):
@@ -77,9 +87,7 @@ def convex(x: Interval, fn: Scalar, gradient: Scalar, at: Array | None = None) -
 
 def flipped(relaxation: Relaxation) -> Relaxation:
     """A relaxation of f from one of -f."""
-    lower, upper = (
-        Affine(tuple(-slope for slope in side.slopes), -side.intercept) for side in (relaxation.upper, relaxation.lower)
-    )
+    lower, upper = (jax.tree.map(jnp.negative, side) for side in (relaxation.upper, relaxation.lower))
     return Relaxation(lower, upper)
 
 

@@ -9,11 +9,6 @@ import pytest
 from jax import lax
 
 import jaxbound
-from jaxbound import relax
-from jaxbound.bounds import lower_value
-from jaxbound.methods.interval import propagate
-from jaxbound.methods.problem import prepare
-from jaxbound.methods.replay import _evaluate, choose_lines
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -117,85 +112,33 @@ def test_scan_is_the_unrolled_loop(method):
         return x, jnp.stack(ys)
 
     box = jaxbound.linf_ball(center(), 0.2)
-    first, second = (METHODS[method](fn)(box) for fn in (looped, unrolled))
+    first, second = (jax.jit(METHODS[method](fn))(box) for fn in (looped, unrolled))
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12, atol=1e-12), first, second)
 
 
-RULES = {
-    "conv": lambda x: lax.conv_general_dilated(
-        jnp.tanh(x).reshape(1, 2, 2, 1),
-        jnp.ones((2, 2, 1, 3)),
-        (1, 1),
-        "SAME",
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    ),
-    "concatenate": lambda x: jnp.concatenate([jnp.ones(2), jnp.exp(x), jnp.full(1, 3.0)]),
-    "pad": lambda x: lax.pad(jnp.exp(x), 2.0, [(1, 0, 1)]),
-    "select": lambda x: jnp.where(jnp.arange(4) > 1, jnp.sin(x), 5.0),
-    "scatter": lambda x: jnp.full(6, 2.0).at[jnp.array([0, 3, 4, 5])].set(jnp.exp(x)),
-    "update": lambda x: lax.dynamic_update_slice(jnp.full(6, 2.0), jnp.exp(x), (1,)),
-    "product": lambda x: jnp.exp(x) * jnp.sin(x) + 1,
-    "quotient": lambda x: (jnp.sin(x) - 2) / jnp.exp(x),
-    "pool": lambda x: lax.reduce_window(jnp.sin(3 * x), -jnp.inf, lax.max, (2,), (1,), "VALID") - 1,
-    "scan": lambda x: lax.scan(lambda c, w: (jnp.tanh(c + w), c * 2 + 1), jnp.ones(4), jnp.stack([x, x]))[1],
-    "constant": lambda x: (jnp.exp(x), jnp.full(2, 7.0)),
-}
+@pytest.mark.parametrize("method", METHODS)
+def test_shard_map_is_vmap(method):
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+
+    def bound(params, boxes):
+        return jax.vmap(METHODS[method](network), (None, 0))(params, boxes)
+
+    arguments = parameters(), jaxbound.linf_ball(jax.random.uniform(KEYS[0], (2, 4), float), 0.1)
+    found = jax.jit(jax.shard_map(bound, mesh=mesh, in_specs=(whole, split), out_specs=split))(*arguments)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, jax.jit(bound)(*arguments))
 
 
-@pytest.mark.parametrize("name", RULES)
-def test_coefficients_and_evaluation_agree(name):
-    """The two halves of `graft` compute the same number; a constant that misses the tap would lose bias in one."""
-    problem = prepare(RULES[name], (jaxbound.linf_ball(center(), 0.1),), {})
-    relaxations = propagate(problem.program, problem.sets, relax.adaptive).relaxations
-    spec = [
-        jax.random.normal(key, (3, *shape.shape), float)
-        for key, shape in zip(KEYS, jax.tree.leaves(problem.output), strict=False)
-    ]
-    coeffs, bias, signs = choose_lines(problem.program, relaxations, problem.sets, spec)
-    evaluate = jax.vmap(lambda row, c, s: _evaluate(problem.program, relaxations, problem.sets, row, c, s))
-    np.testing.assert_allclose(lower_value(coeffs, bias, problem.sets), evaluate(spec, coeffs, signs), rtol=1e-12)
-
-
-def test_elision_is_the_margin_of_a_fused_last_layer():
-    params, box = parameters(), jaxbound.linf_ball(center(), 0.1)
-    spec = jaxbound.margin_spec(2, 3, float)
-    w1, b1, w2, b2 = params
-    fused = jaxbound.ibp(functools.partial(network, [w1, b1, spec @ w2, spec @ b2]))(box).lower
-    np.testing.assert_allclose(jaxbound.ibp(network)(params, box, spec=spec), fused, rtol=1e-12)
-
-
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("eps", [0.02, 0.2])
-def test_tight_lines_order_the_methods(seed, eps):
-    keys = jax.random.split(jax.random.key(seed), 4)
-    weights = [jax.random.normal(k, s, float) for k, s in zip(keys, [(6, 4), (6, 6), (6, 6), (3, 6)], strict=True)]
-
-    def fn(x):
-        for w in weights[:-1]:
-            x = jax.nn.relu(w @ x)
-        return weights[-1] @ x
-
-    box, spec = jaxbound.linf_ball(center(), eps), jaxbound.margin_spec(0, 3, float)
-    ibp = jaxbound.ibp(fn)(box, spec=spec)
-    crown_ibp = jaxbound.crown_ibp(fn, relu=relax.tight)(box, spec=spec)
-    crown = jaxbound.crown(fn, relu=relax.tight)(box, spec=spec)
-    slack = 1e-10 * (1 + jnp.abs(ibp))
-    assert (ibp <= crown_ibp + slack).all() and (crown_ibp <= crown + slack).all()
-    corners = jnp.stack(jnp.meshgrid(*[jnp.array([0.0, 1.0])] * 4), -1).reshape(-1, 4)
-    values = jax.vmap(fn)(box.lower + corners * (box.upper - box.lower)) @ spec.T
-    assert (crown <= values.min(axis=0) + slack).all()
-    np.testing.assert_allclose(jaxbound.crown(fn, relu=relax.constant)(box, spec=spec), ibp, rtol=1e-10)
-
-
-def test_weight_perturbation_and_pytrees():
-    params = parameters()
+@pytest.mark.parametrize("method", METHODS)
+def test_weight_perturbation_and_pytrees(method):
+    params, rng = parameters(), np.random.default_rng(0)
     perturbed = [jaxbound.Interval(p - 0.01, p + 0.01) for p in params]
-    for method in METHODS.values():
-        out = method(lambda params, x: {"logits": network(params, x["image"])})(
-            perturbed, {"image": jaxbound.linf_ball(center(), 0.05)}
-        )["logits"]
-        rng = np.random.default_rng(0)
-        for _ in range(50):
-            sample = [p + rng.uniform(-0.01, 0.01, p.shape) for p in params]
-            y = network(sample, center() + rng.uniform(-0.05, 0.05, 4))
-            assert (y >= out.lower - 1e-12).all() and (y <= out.upper + 1e-12).all()
+
+    def fn(params, x):
+        return {"logits": network(params, x["image"])}
+
+    box = jaxbound.linf_ball(center(), 0.05)
+    out = jax.jit(METHODS[method](fn))(perturbed, {"image": box})["logits"]
+    samples = [p + rng.uniform(-0.01, 0.01, (50, *p.shape)) for p in params]
+    values = jax.vmap(network)(samples, center() + rng.uniform(-0.05, 0.05, (50, 4)))
+    assert (values >= out.lower - 1e-12).all() and (values <= out.upper + 1e-12).all()

@@ -46,7 +46,17 @@ LAYERS = {
     "one_dimension": layer(K[0], (2,), layout=("NHC", "HIO", "NHC")),
     "three_dimensions": layer(soundness.weights(1, 2, 2, 2, 2), (1, 2, 1), layout=("NDHWC", "DHWIO", "NDHWC")),
 }
-BACKWARD = {name: soundness.METHODS[name] for name in ("crown_ibp", "crown")}
+
+
+def both(fn):
+    """Bounds by the plain convolution and by the one to be transposed."""
+    return lambda region: [soundness.ends(make(fn)(region)) for make in (jaxbound.ibp, jaxbound.crown_ibp)]
+
+
+def linearised(fn, x):
+    """Value and jacobian of a function at a point, as a vector and a matrix."""
+    value, rows = jax.jit(lambda x: (fn(x), jax.jacobian(fn)(x)))(x)
+    return np.ravel(value), np.reshape(rows, (-1, x.size))
 
 
 @pytest.mark.parametrize("name", LAYERS)
@@ -54,13 +64,12 @@ def test_bounds_of_one_layer_are_exact(name, double):
     """Coefficients are those of the transposed convolution, borders included."""
     fn, shape = LAYERS[name]
     region = soundness.boxes(*shape)[0]
-    jacobian = np.asarray(jax.jacobian(fn)(region.lower)).reshape(-1, region.lower.size)
-    middle, width = np.ravel(fn(jaxbound.midpoint(region))), np.abs(jacobian) @ np.ravel(jaxbound.radius(region))
-    bounds = jax.jit(lambda region: {k: soundness.ends(m(fn)(region)) for k, m in soundness.METHODS.items()})(region)
-    for lower, upper in bounds.values():
-        np.testing.assert_allclose(lower, middle - width, atol=1e-12)
-        np.testing.assert_allclose(upper, middle + width, atol=1e-12)
-    planes = jax.jit(jaxbound.linear_bounds(fn))(region)
+    value, jacobian = linearised(fn, jaxbound.midpoint(region))
+    width = np.abs(jacobian) @ np.ravel(jaxbound.radius(region))
+    bounds, planes = jax.jit(lambda box: (both(fn)(box), jaxbound.linear_bounds(fn)(box)))(region)
+    for lower, upper in bounds:
+        np.testing.assert_allclose(lower, value - width, atol=1e-12)
+        np.testing.assert_allclose(upper, value + width, atol=1e-12)
     np.testing.assert_allclose(planes.lower.coeffs.reshape(jacobian.shape), jacobian, atol=1e-12)
 
 
@@ -72,7 +81,7 @@ def image(x, shape=(1, 4, 4, 2)):
 CASES = {
     **{
         f"of_a_{name}": (lambda x, fn=LAYERS[name][0], shape=LAYERS[name][1]: jax.nn.relu(fn(image(x, shape))))
-        for name in ("stride_divides", "stride_does_not_divide", "dilated_image", "groups", "channels_first_stride")
+        for name in ("stride_divides", "stride_does_not_divide", "dilated_image", "groups")
     },
     "of_a_kernel": lambda x: convolve(IMAGE, K * jnp.tanh(x)[:2, None]),
     "of_a_kernel_stride": lambda x: convolve(IMAGE, K * jnp.tanh(x)[:2, None], (2, 2)),
@@ -85,10 +94,12 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_sound(name, double):
-    soundness.check(CASES[name], *soundness.boxes(4)[:3])
+    """By full CROWN where a kernel is a set; elsewhere it takes the same steps as CROWN-IBP. The sweep tries all."""
+    methods = soundness.METHODS if "kernel" in name else {k: soundness.METHODS[k] for k in ("ibp", "crown_ibp")}
+    soundness.check(CASES[name], *soundness.boxes(4)[:3], methods=methods)
 
 
-@pytest.mark.parametrize("name", ["of_a_kernel_stride", "of_a_stride_divides"])
+@pytest.mark.parametrize("name", ["of_a_stride_divides"])
 def test_sound_in_single_precision(name):
     soundness.check(CASES[name], *soundness.boxes(4)[:3])
 
@@ -108,10 +119,10 @@ def test_a_perturbed_kernel_has_the_coefficients_of_a_linear_function(strides, d
 def test_a_ball_is_as_wide_as_the_dual_norm(make_ball, name, double):
     """At the borders of the image too."""
     fn, shape = LAYERS[name]
-    ball = make_ball(soundness.as_float(soundness.weights(*shape)), 0.4)
-    rows = np.asarray(jax.jacobian(fn)(ball.center)).reshape(-1, ball.center.size)
-    width = 0.4 * np.linalg.norm(rows, np.inf if ball.p == 1 else 2, axis=1)
-    for make in soundness.METHODS.values():
-        lower, upper = soundness.ends(jax.jit(make(fn))(ball))
-        np.testing.assert_allclose(lower, np.ravel(fn(ball.center)) - width, atol=1e-12)
-        np.testing.assert_allclose(upper, np.ravel(fn(ball.center)) + width, atol=1e-12)
+    radius = np.abs(soundness.weights(*shape, seed=1))
+    ball = make_ball(soundness.as_float(soundness.weights(*shape)), radius)
+    value, rows = linearised(fn, ball.center)
+    width = np.linalg.norm(rows * radius.ravel(), np.inf if ball.p == 1 else 2, axis=1)
+    for lower, upper in jax.jit(both(fn))(ball):
+        np.testing.assert_allclose(lower, value - width, atol=1e-12)
+        np.testing.assert_allclose(upper, value + width, atol=1e-12)

@@ -7,7 +7,6 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from tests import soundness
 
 
-
 def spread(axis_type):
     """Over a mesh of one device."""
     return NamedSharding(jax.make_mesh((1,), ("devices",), axis_types=(axis_type,)), PartitionSpec("devices"))
