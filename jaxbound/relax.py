@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxbound.rules.relaxation import Relaxation, line
+from jaxbound.rules.relaxation import Relaxation, line, zero
 from jaxbound.sets import Array, Interval
 
 ReluStrategy = Callable[[Interval, Array], Relaxation]
@@ -89,4 +89,4 @@ def _lines(x: Interval, slope: Array, crossing: Array | None) -> Relaxation:
     above = line(rise, -(1 - slope) * active * low)
     if crossing is not None:
         rise = jnp.where((x.lower < 0) & (x.upper > 0), crossing, rise)
-    return Relaxation(line(jnp.where(jnp.isfinite(rise), rise, slope), None), above)
+    return Relaxation(line(jnp.where(jnp.isfinite(rise), rise, slope), zero(rise)), above)

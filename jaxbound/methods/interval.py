@@ -13,7 +13,7 @@ from jaxbound.methods.problem import Problem, is_valid, prepare, rule_of, rule_p
 from jaxbound.methods.replay import lower_rows
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, elementwise
-from jaxbound.rules.relaxation import Affine, Relaxation
+from jaxbound.rules.relaxation import Affine, Relaxation, is_zero
 from jaxbound.sets import (
     Array,
     Ball,
@@ -115,19 +115,17 @@ def _relax(rule: Nonlinear, equation: Equation, operands: list[Any], result: Int
     """A rule's relaxation; constant lines where its numbers are not finite, NaN where the interval is invalid."""
     lower, upper = rule.relax(*operands, relu=relu, **rule_params(equation))
     # Lines through zero are those of comparisons, whose intervals no rounding makes cross.
-    valid = result.lower <= result.upper if lower.intercept is None else is_valid(*result)
+    valid = result.lower <= result.upper if is_zero(lower.intercept) else is_valid(*result)
 
     def guarded(side: Affine, end: Array) -> Affine:
         slopes, intercept = side
-        if intercept is None:
-            return Affine(tuple(jnp.where(valid, slope, jnp.nan) for slope in slopes), None)
+        if is_zero(intercept) and side is lower:  # None survives where a known zero becomes a number like any other
+            return side._replace(slopes=tuple(jnp.where(valid, slope, jnp.nan) for slope in slopes), intercept=None)
         if rule.evaluate is elementwise:  # slopes are elementwise too
             usable = functools.reduce(lambda a, s: a & jnp.isfinite(s), slopes, valid & jnp.isfinite(intercept))
             return Affine(tuple(jnp.where(usable, s, 0) for s in slopes), jnp.where(usable, intercept, end))
         return Affine(slopes, jnp.where(valid, intercept, jnp.nan))
 
-    if upper.intercept is None:
-        upper = upper._replace(intercept=jnp.zeros_like(result.upper))
     return Relaxation(guarded(lower, result.lower), guarded(upper, result.upper))
 
 

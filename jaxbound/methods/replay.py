@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jaxbound.bounds import lower_value, worst_input
 from jaxbound.methods.problem import rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, mesh_axes, walk
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
+from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set
 
@@ -35,11 +35,11 @@ class Stage(NamedTuple):
     Attributes:
       nonlinear: (apply, state, one, operands) -> result, where `apply(slopes, *operands)` is the rule's reading of the
         slopes of one line and the state is what the stage knows of the equation.
-      linear: (rule, equation, operands, which_are_open) -> results.
+      form: (rule, which_operands_are_open) -> the function that computes the operation, None for the primitive itself.
     """
 
     nonlinear: Callable[[Callable[..., Array], Any, Array, Sequence[Array]], Array]
-    linear: Callable[[Rule, Equation, Sequence[Array], Sequence[bool]], list[Array]]
+    form: Callable[[Coefficient, Sequence[bool]], Callable[..., Array] | None]
 
 
 def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]) -> Array:
@@ -172,19 +172,8 @@ def _chosen(
     return linear + jnp.where(takes_lower, 0 if lower.intercept is None else lower.intercept, upper.intercept)
 
 
-def _to_differentiate(rule: Rule, equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
-    del mask
-    own = rule.apply if isinstance(rule, Coefficient) else None
-    return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
-
-
-def _to_transpose(rule: Rule, equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> list[Array]:
-    own = rule.apply_to_transpose if isinstance(rule, Coefficient) and mask[0] else None
-    return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
-
-
-_CHOOSE = Stage(_relaxed, _to_transpose)
-_EVALUATE = Stage(_chosen, _to_differentiate)
+_CHOOSE = Stage(_relaxed, lambda rule, mask: rule.apply_to_transpose if mask[0] else None)
+_EVALUATE = Stage(_chosen, lambda rule, mask: rule.apply)
 
 
 # The program itself.
@@ -194,12 +183,11 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
     """The outputs of a program at a stage, with the states of its nonlinear equations; linear in inputs and tap."""
 
     def tap(slot: int, constant: Array) -> Array:
-        copied = program.copies.get(slot)  # tapped before it is copied, it is summed over its copies first
-        return (
-            _tapped(constant, one)
-            if copied is None
-            else copied.apply(_tapped(program.constants[copied.inputs[0]], one))[0]
-        )
+        copied = program.copies.get(slot)
+        if copied is None:
+            return _tapped(constant, one)
+        # Tapped before it is copied, its share of the bias is first summed over the copies.
+        return copied.apply(_tapped(program.constants[copied.inputs[0]], one))[0]
 
     def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
         if equation.name == "scan":
@@ -221,7 +209,8 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
                 x if flag or not rule.is_linear_in(k) else tap(equation.inputs[k], x)
                 for k, (x, flag) in enumerate(zip(operands, mask, strict=True))
             ]
-        return stage.linear(rule, equation, operands, mask)
+        own = stage.form(rule, mask) if isinstance(rule, Coefficient) else None
+        return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
 
     values, is_open = walk(program, inputs, handler), program.open_slots()
     return [values[slot] if slot in is_open else tap(slot, values[slot]) for slot in program.outputs]

@@ -4,11 +4,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.core import Tracer
 
 from jaxbound.rules.registry import Nonlinear, register
-from jaxbound.rules.relaxation import Affine, Relaxation, constant, convex, flipped, line, settled
+from jaxbound.rules.relaxation import Affine, Relaxation, constant, convex, flipped, is_zero, line, settled
 from jaxbound.sets import Array, Interval
 
 
@@ -33,7 +31,7 @@ def _relax_max(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
         x, y = y, x  # the constant first
     if isinstance(x, Interval):
         return _relax_max_of_sets(x, y, relu)
-    if isinstance(x, Tracer) or not np.isfinite(x).all():
+    if not is_zero(x):
         x = jnp.maximum(x, y.lower - 1)  # any threshold below the interval is the same function; -inf has no lines
     lines = relu(Interval(y.lower - x, y.upper - x), 0.0)
     # max(x, y) = x + relu(y - x), whose lines are slope * (y - x) + intercept.
@@ -42,10 +40,7 @@ def _relax_max(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
 
 def _shifted(side: Affine, x: Array) -> Affine:
     """slope * (y - x) + intercept + x."""
-    if not isinstance(x, Tracer) and not np.any(x):
-        return side
-    by = x * (1 - side.slopes[0])
-    return line(side.slopes[0], by if side.intercept is None else side.intercept + by)
+    return side if is_zero(x) else line(side.slopes[0], side.intercept + x * (1 - side.slopes[0]))
 
 
 def _relax_max_of_sets(x: Interval, y: Interval, relu: Any) -> Relaxation:

@@ -6,12 +6,12 @@ intercept to agree on which branch they took: see `settled`.
 """
 
 import functools
-import operator
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxbound.sets import Array, Interval, midpoint
 
@@ -21,17 +21,16 @@ Scalar = Callable[[Array], Array]  # an elementwise function of one array
 class Affine(NamedTuple):
     """x_1, ..., x_n -> sum_i slopes[i] * x_i + intercept, elementwise unless the rule says how to read it.
 
-    An intercept of None is zero, for slopes that are finite on every valid interval. The bias of a backward bound is a
-    sum over all nodes' intercepts, and this one costs nothing.
+    An intercept may be `zero`, which is known without looking at numbers, if the slopes are finite on every interval.
+    The bias of a backward bound is a sum over the intercepts of all nodes, to which this one adds nothing.
     """
 
     slopes: tuple[Array, ...]
-    intercept: Array | None
+    intercept: Array
 
     def __call__(self, *operands: Array) -> Array:
         """The value, elementwise."""
-        linear = functools.reduce(operator.add, (s * x for s, x in zip(self.slopes, operands, strict=True)))
-        return linear if self.intercept is None else linear + self.intercept
+        return sum((s * x for s, x in zip(self.slopes, operands, strict=True)), start=self.intercept)
 
 
 class Relaxation(NamedTuple):
@@ -39,6 +38,16 @@ class Relaxation(NamedTuple):
 
     lower: Affine
     upper: Affine
+
+
+def zero(like: Array) -> Array:
+    """An intercept that is known to be zero while a program is traced."""
+    return np.zeros((), jnp.result_type(like))
+
+
+def is_zero(x: Array) -> bool:
+    """Whether a value is known to be zero while a program is traced."""
+    return isinstance(x, np.ndarray | np.generic | float | int) and not np.any(x)
 
 
 def settled(*values: Array) -> tuple[Array, ...]:
