@@ -68,6 +68,8 @@ register("erf", increasing(jax.lax.erf, sigmoidal))
 register("erfc", decreasing(jax.lax.erfc, _mirrored(sigmoidal)))
 register("atan", increasing(jnp.arctan, sigmoidal))
 register("asinh", increasing(jnp.arcsinh, sigmoidal))
+register("acosh", increasing(jnp.arccosh, concave))
+register("atanh", increasing(jnp.arctanh, _mirrored(sigmoidal)))
 register("sinh", increasing(jnp.sinh, _mirrored(sigmoidal)))
 
 
