@@ -1,4 +1,4 @@
-# `make check` runs what a change must pass. PYTHON picks the interpreter, PYTEST_ARGS adds options (PYTEST_ARGS="-n 2").
+# `make check` runs what a change must pass. PYTHON picks the interpreter, PYTEST_ARGS adds options (PYTEST_ARGS="-n 0").
 PYTHON ?= python
 PYTEST_ARGS ?=
 SOURCES = setup.py conftest.py jaxbound experiments benchmarks tests
