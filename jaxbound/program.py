@@ -67,13 +67,8 @@ class Scan:
     def of(cls, equation: Equation) -> "Scan":
         """The parts of a scan equation."""
         params = equation.params
-        if "num_consts" in params:
-            consts, carry = params["num_consts"], params["num_carry"]
-        else:  # JAX 0.11 replaced the two counts by trees.
-            trees = params["ft_in"].unpack()
-            consts, carry = (len(jax.tree.leaves(tree, is_leaf=lambda leaf: leaf is None)) for tree in trees[:2])
         options = {name: params[name] for name in ("length", "reverse", "unroll")}
-        return cls(consts, carry, params["body"], options)
+        return cls(*params["counts"], params["body"], options)
 
     def split(self, operands: Sequence[Value]) -> tuple[list[Value], list[Value], list[Value]]:
         """Constants, carries, slices."""
@@ -285,7 +280,7 @@ class _Inliner:
             name = "expand_dims"
         params = eqn.params
         if name == "scan":
-            params = {**params, "body": flatten(params["jaxpr"], self.recognize)}
+            params = {**params, "body": flatten(params["jaxpr"], self.recognize), "counts": _scan_counts(eqn)}
         return self.append(eqn, inputs, name, params, _binder(eqn), source)
 
     def recognized(self, name: str | None, inner: Any, operands: Sequence[Any]) -> Mapping[str, Any] | None:
@@ -309,6 +304,14 @@ def _binder(eqn: Any) -> Callable[..., list[Value]]:
         return list(results) if eqn.primitive.multiple_results else [results]
 
     return apply
+
+
+def _scan_counts(eqn: Any) -> tuple[int, int]:
+    """How many constants and carries a scan has, by ranks: releases of JAX keep the counts in different places."""
+    inner = eqn.params["jaxpr"]
+    carries = sum(len(x.aval.shape) == len(y.shape) for x, y in zip(eqn.outvars, inner.out_avals, strict=True))
+    scanned = sum(len(x.aval.shape) > len(y.shape) for x, y in zip(eqn.invars, inner.in_avals, strict=True))
+    return len(eqn.invars) - carries - scanned, carries
 
 
 def _shape(aval: Any) -> jax.ShapeDtypeStruct:
