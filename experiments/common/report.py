@@ -99,7 +99,7 @@ def _draw_training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
             axes.plot(*zip(*points, strict=True), style, marker="." if len(points) < 3 else None, label=label)
     axes.set(title="training", xlabel="epoch", ylabel="error (%)", ylim=(0, 100))
     if rows:
-        axes.legend(loc="upper right")
+        axes.legend(loc="center right")
         radius = axes.twinx()
         radius.plot([row["epoch"] for row in rows], [row["radius"] for row in rows], "k--", linewidth=0.8)
         radius.set_ylabel("radius (dashed)")
@@ -115,7 +115,7 @@ def _draw_radii(axes: Any, figures: Figures) -> None:
     axes.plot([row["radius"] for row in rows], [row["pgd_error"] for row in rows], "kx", label="PGD")
     axes.axhline(figures.results["clean_error"], color="C0", linewidth=0.8, label="clean")
     axes.set(title="verified error over the radius", xlabel="radius (pixels in [0, 1])", ylabel="error (%)")
-    axes.set_ylim(0, 100)
+    axes.set_ylim(bottom=0)
     axes.legend(loc="upper left")
 
 
