@@ -17,7 +17,7 @@ from tests import programs, soundness, sweep
 ELSEWHERE = {"copy_p", "log2", "mesh_cast", "pcast", "pvary", "scatter_add"}
 
 
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=14, database=None)
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=12, database=None)
 @hypothesis.given(st.data())
 def test_values_lie_inside_the_bounds(data):
     program = programs.generate(lambda n: data.draw(st.integers(0, n - 1)), longest=3)

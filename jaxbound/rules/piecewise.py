@@ -126,3 +126,6 @@ _step("sign", lambda x, _: jnp.sign(x))
 _step("floor", lambda x, _: jnp.floor(x))
 _step("ceil", lambda x, _: jnp.ceil(x))
 _step("round", lambda x, params: jax.lax.round(x, params["rounding_method"]))
+_step(
+    "reduce_precision", lambda x, params: jax.lax.reduce_precision(x, params["exponent_bits"], params["mantissa_bits"])
+)

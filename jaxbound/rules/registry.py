@@ -114,10 +114,10 @@ def register(name: str, *rules: Rule) -> None:
 
 def refuse(names: str, reason: str) -> None:
     """Gives the primitives (separated by blanks) a better reason for having no rule."""
-    for name in names.split():
-        if name in _RULES or name in _REASONS:
-            raise ValueError(f"primitive {name!r} has a rule already")
-        _REASONS[name] = reason
+    known = [name for name in names.split() if name in _RULES or name in _REASONS]
+    if known:
+        raise ValueError(f"primitive {known[0]!r} has a rule already")
+    _REASONS.update(dict.fromkeys(names.split(), reason))
 
 
 def registered() -> tuple[str, ...]:

@@ -2,24 +2,21 @@
 
 from jaxbound.rules.registry import Linear, refuse, register
 
-# Every result reads one element and none is read twice.
-for (
-    _name
-) in "reshape transpose squeeze expand_dims rev slice copy copy_p reduce_precision optimization_barrier".split():
+# Every result reads one element, and where one operand is a set none of its elements is read twice.
+for _name in "reshape transpose squeeze expand_dims rev slice copy copy_p".split():
     register(_name, Linear((0,), carries=True))
-for _name in "stop_gradient sharding_constraint pvary pcast mesh_cast reshard device_put".split():
+for _name in "stop_gradient sharding_constraint pvary pcast mesh_cast reshard device_put concatenate stack".split():
     register(_name, Linear(carries=True))
+register("optimization_barrier", Linear())
 register("split", Linear((0,), carries=True))
 register("unstack", Linear((0,), carries=True))
 register("dynamic_slice", Linear((0,), carries=True))
 register("convert_element_type", Linear((0,), carries=True))
 
-# Elements may be read more than once, or several operands are joined.
+# Elements may be read more than once.
 register("broadcast_in_dim", Linear((0,)))
 register("gather", Linear((0,), offset=True))
 register("tile", Linear((0,)))
-register("concatenate", Linear())
-register("stack", Linear())
 register("pad", Linear((0, 1)))
 register("dynamic_update_slice", Linear((0, 1)))
 register("scatter", Linear((0, 2)))

@@ -35,7 +35,7 @@ CASES = {
     "gelu_exact": lambda x: nn.gelu(x, approximate=False),
 }
 WHOLE = (
-    "leaky_relu leaky_relu_0.3 leaky_relu_each elu elu_2 celu selu silu mish gelu softplus squareplus sparse_plus "
+    "leaky_relu leaky_relu_0.3 leaky_relu_each elu elu_2 celu selu silu mish softplus squareplus sparse_plus "
     "soft_sign hard_silu hard_tanh"
 ).split()
 

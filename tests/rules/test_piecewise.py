@@ -9,6 +9,7 @@ from tests import soundness
 
 W = soundness.weights(4, 4)
 CASES = {
+    "reduce_precision": lambda x: lax.reduce_precision(x, 5, 3),
     "relu": jax.nn.relu,
     "min": lambda x: jnp.minimum(x, 0.3),
     "max_of_sets": lambda x: jnp.maximum(x, W @ x),

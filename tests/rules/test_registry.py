@@ -19,7 +19,7 @@ def scratch(monkeypatch):
 
 def test_a_primitive_declared_twice_leaves_the_registry_as_it_was(scratch):
     before, rule = registered(), lookup("add", [True, False])
-    for declare in (lambda: register("add", Linear((0,))), lambda: refuse("add", "no reason")):
+    for declare in (lambda: register("add", Linear((0,))), lambda: refuse("brand_new add", "no reason")):
         with pytest.raises(ValueError, match="'add' has a rule already"):
             declare()
     with pytest.raises(ValueError, match="'sort' has a rule already"):
