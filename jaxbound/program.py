@@ -66,9 +66,9 @@ class Scan:
     @classmethod
     def of(cls, equation: Equation) -> "Scan":
         """The parts of a scan equation."""
-        params = equation.params
-        options = {name: params[name] for name in ("length", "reverse", "unroll")}
-        return cls(*params["counts"], params["body"], options)
+        consts, carries = equation.params["counts"]
+        options = {name: equation.params[name] for name in ("length", "reverse", "unroll")}
+        return cls(consts, carries, equation.params["body"], options)
 
     def split(self, operands: Sequence[Value]) -> tuple[list[Value], list[Value], list[Value]]:
         """Constants, carries, slices."""
