@@ -196,7 +196,6 @@ for _function, _rule in (
     (_alone(jax.nn.celu), increasing(jax.nn.celu, convex)),
     (jax.nn.selu, curved(jax.nn.selu, (), _selu_critical)),
     (jax.nn.silu, wavy(jax.nn.silu, -1.278464542761074, (-2.399357280515468, 2.399357280515468))),
-    (_alone(jax.nn.gelu), wavy(jax.nn.gelu, -0.7524614220710163, (-1.4185040087908283, 1.4185040087908283))),
     (jax.nn.mish, wavy(jax.nn.mish, -1.192431214515495, (-2.25637639636034, 1.490571179485869))),
     (jax.nn.softplus, increasing(jax.nn.softplus, convex)),
     (_alone(jax.nn.squareplus), increasing(jax.nn.squareplus, convex)),

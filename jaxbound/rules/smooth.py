@@ -120,6 +120,14 @@ def _relax_power(x: Interval, y: int, **_: Any) -> Relaxation:
 
 
 register("square", Nonlinear(_square_interval, _relax_square, (0,)))
+register(  # the derivative of tanh by its value
+    "one_minus_square",
+    Nonlinear(
+        lambda x, **_: Interval(*(1 - end for end in _square_interval(x)[::-1])),
+        lambda x, **_: concave(x, lambda v: 1 - v * v, lambda v: -2 * v),
+        (0,),
+    ),
+)
 register("cosh", Nonlinear(_cosh_interval, lambda x, **_: convex(x, jnp.cosh, jnp.sinh), (0,)))
 register("integer_pow", Nonlinear(_power_interval, _relax_power, (0,)))
 
