@@ -83,7 +83,7 @@ def choose_lines(
     program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]
 ) -> tuple[list[Array], Array, Nodes]:
     """Coefficients [S, *x.shape] per set, bias [S], and which line each row took, [S, ...] per nonlinear result."""
-    everything = (program.constants, relaxations, sets)
+    everything = [leaf for leaf in jax.tree.leaves((program.constants, relaxations, sets)) if mesh_axes(leaf)]
     inputs = [_varying(jnp.zeros_like(s.lower if isinstance(s, Interval) else s.center), everything) for s in sets]
     one = _varying(jnp.ones((), jnp.result_type(*spec)), everything)
     deltas = _each(relaxations, lambda r: _varying(jnp.zeros_like(r.upper.intercept), everything))
