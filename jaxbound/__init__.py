@@ -1,15 +1,17 @@
 """jaxbound: pure functions that turn JAX functions into interval and linear-bound transformers."""
 
-from jaxbound import attacks, losses, relax, rules, schedules, testing
+from jaxbound import attacks, initializers, losses, regularizers, relax, rules, schedules, testing
 from jaxbound.adapters import per_example
 from jaxbound.bounds import LinearBound, Planes
 from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
+from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
+from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
-from jaxbound.rules.activations import Elementwise, atomic
+from jaxbound.rules.activations import Elementwise, atomic, ramp
 from jaxbound.rules.registry import UnsupportedError
 from jaxbound.rules.relaxation import Affine, Relaxation
 from jaxbound.sets import Ball, Interval, contains, l1_ball, l2_ball, linf_ball, midpoint, radius, tightest
-from jaxbound.specs import identity_spec, margin_spec, worst_case_logits
+from jaxbound.specs import identity_spec, margin_spec, runner_up_spec, worst_case_logits
 
 __version__ = "0.1.0"
 
@@ -29,11 +31,15 @@ __all__ = [
     "contains",
     "crown",
     "crown_ibp",
+    "crown_lbp",
+    "fused_cross_entropy",
     "ibp",
     "identity_spec",
+    "initializers",
     "l1_ball",
     "l2_ball",
     "layer_bounds",
+    "lbp",
     "linear_bounds",
     "linf_ball",
     "losses",
@@ -41,7 +47,11 @@ __all__ = [
     "midpoint",
     "per_example",
     "radius",
+    "ramp",
+    "regularizers",
     "relax",
+    "relaxed_crown",
+    "runner_up_spec",
     "schedules",
     "testing",
     "tightest",

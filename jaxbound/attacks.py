@@ -1,9 +1,10 @@
-"""Attacks: the worst inputs that a gradient finds inside a box.
+"""Attacks: the worst inputs that a gradient finds inside a set.
 
 They bound a network's true error from below as the bound transforms bound it from above. An objective is a function
 `(output, label) -> scalar` that the attack makes as large as it can.
 """
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbound.sets import Array, Interval
+from jaxbound.sets import Array, Ball, Interval, Set, bounding_box, contains, norm
 
 Objective = Callable[[Any, Any], Array]
 
@@ -58,29 +59,39 @@ class _Best(NamedTuple):
     value: Array
 
 
+class _Moves(NamedTuple):
+    """How to move in a set: key -> a random point; gradient -> a step of length 1; any point -> one of the set."""
+
+    start: Callable[[Array], Array]
+    step: Callable[[Array], Array]
+    project: Callable[[Array], Array]
+
+
 def pgd(
     fn: Callable[[Array], Any], *, objective: Objective = cross_entropy, steps: int, step_size: Any, restarts: int = 1
-) -> Callable[[Array, Interval, Any], Array]:
-    """Projected gradient ascent in a box: steps along the gradient's sign from uniformly random starts.
+) -> Callable[[Array, Set, Any], Array]:
+    """Projected gradient ascent in a box or in a Euclidean ball, from uniformly random starts.
 
-    Every iterate counts, not only the last one: the input with the largest objective over all steps and restarts is
-    returned. Steps are a `lax.scan` and restarts a `vmap`, so an attack is one compiled program.
+    In a box steps go along the gradient's sign, in a ball along the gradient itself, normalised. Every iterate counts,
+    not only the last one: the input with the largest objective over all steps and restarts is returned. Steps are a
+    `lax.scan` and restarts a `vmap`, so an attack is one compiled program.
 
     Args:
       fn: function of ONE example, array -> output. Its parameters may be traced values.
       objective: what to maximise, `(fn(x), label) -> scalar`; `attacks.margin`, `attacks.cross_entropy` or your own.
       steps: number of gradient steps; 0 returns the best random start.
-      step_size: length of a step in every coordinate, in the input's own units (pixels, or normalised units where the
-        input is normalised): a scalar or an array that broadcasts against the input, e.g. `0.1 * radius`.
+      step_size: length of a step in the input's own units (pixels, or normalised units where the input is normalised):
+        in a box of every coordinate, in a ball of the whole step. A scalar or an array that broadcasts against the
+        input, e.g. `0.1 * radius`.
       restarts: number of random starts.
 
     Returns:
-      A jitted function `(key, box, label) -> x` of one example: a PRNG key, an `Interval`, an integer scalar; x has the
-      box's shape and always lies in it. Batches go through `jax.vmap`, with one key per example.
+      A jitted function `(key, region, label) -> x` of one example: a PRNG key, an `Interval` or a `Ball`, an integer
+      scalar; x has the set's shape and always lies in it. Batches go through `jax.vmap`, with one key per example.
 
     Raises:
-      ValueError: `steps` is negative or `restarts` not positive; by the returned function, TypeError for a set that
-        is not an `Interval`.
+      ValueError: `steps` is negative or `restarts` not positive; by the returned function, TypeError for what is
+        not a set, and for a ball whose p is neither 2 nor infinity.
 
     Example:
       >>> attack = jaxbound.attacks.pgd(lambda x: jnp.array([x[0] - x[1], 0.0]), steps=5, step_size=0.1)
@@ -96,24 +107,17 @@ def pgd(
     if restarts < 1:
         raise ValueError(f"restarts must be at least 1, got {restarts}")
 
-    def attack(key: Array, box: Interval, label: Any) -> Array:
-        if not isinstance(box, Interval):
-            raise TypeError(f"pgd attacks a box (jaxbound.Interval), got {type(box).__name__}")
+    def attack(key: Array, region: Set, label: Any) -> Array:
+        moves = _moves(region)
         value_and_grad = jax.value_and_grad(lambda x: objective(fn(x), label))
-
-        def project(x: Array) -> Array:
-            return jnp.clip(x, box.lower, box.upper)
 
         def step(carry: tuple[Array, _Best], _: None) -> tuple[tuple[Array, _Best], None]:
             x, best = carry
             value, gradient = value_and_grad(x)
-            # A NaN gradient has no direction; without this it would move the iterate out of the box for good.
-            direction = jnp.where(jnp.isnan(gradient), 0, jnp.sign(gradient))
-            return (project(x + step_size * direction), _better(best, x, value)), None
+            return (moves.project(x + step_size * moves.step(gradient)), _better(best, x, value)), None
 
         def climb(key: Array) -> _Best:
-            uniform = jax.random.uniform(key, box.lower.shape, box.lower.dtype)
-            start = project(box.lower + uniform * (box.upper - box.lower))
+            start = moves.project(moves.start(key))
             nothing = _Best(start, jnp.array(-jnp.inf, start.dtype))
             (last, best), _ = jax.lax.scan(step, (start, nothing), None, length=steps)
             return _better(best, last, objective(fn(last), label))
@@ -122,6 +126,81 @@ def pgd(
         return found.x[jnp.argmax(found.value)]
 
     return jax.jit(attack)
+
+
+def _moves(region: Set) -> _Moves:
+    if isinstance(region, Interval):
+        return _moves_in_box(region)
+    if isinstance(region, Ball) and region.p == math.inf:
+        return _moves_in_box(_box_of(region))
+    if isinstance(region, Ball) and region.p == 2:
+        return _moves_in_ball(region)
+    kind = f"a ball of p = {region.p}" if isinstance(region, Ball) else type(region).__name__
+    raise TypeError(
+        f"pgd attacks a box (jaxbound.Interval) or a ball (jaxbound.Ball) of p = 2 or inf, got {kind}; other balls can "
+        f"only be attacked from inside, through a box or a ball of p = 2 that they contain"
+    )
+
+
+def _moves_in_box(box: Interval) -> _Moves:
+    def start(key: Array) -> Array:
+        uniform = jax.random.uniform(key, box.lower.shape, box.lower.dtype)
+        return box.lower + uniform * (box.upper - box.lower)
+
+    # A NaN gradient has no direction; without this it would move the iterate out of the box for good.
+    return _Moves(
+        start,
+        lambda gradient: jnp.where(jnp.isnan(gradient), 0, jnp.sign(gradient)),
+        lambda x: jnp.clip(x, box.lower, box.upper),
+    )
+
+
+def _box_of(ball: Ball) -> Interval:
+    """The box of an l_inf ball, its ends rounded inwards: none is further from the centre than the radius."""
+    box = bounding_box(ball)
+    return Interval(
+        jnp.where(box.lower < ball.center, jnp.nextafter(box.lower, ball.center), box.lower),
+        jnp.where(box.upper > ball.center, jnp.nextafter(box.upper, ball.center), box.upper),
+    )
+
+
+def _moves_in_ball(ball: Ball) -> _Moves:
+    """Steps and projections of a Euclidean ball, or of an ellipsoid: along its axes it is a unit ball."""
+    free = ball.radius > 0
+    scale = jnp.where(free, ball.radius, 1)
+    home = ball.center if ball.clip is None else jnp.clip(ball.center, ball.clip.lower, ball.clip.upper)
+    # What rounding of center + radius * d, and of its way back to d, may add to the length of d.
+    eps = jnp.finfo(ball.center.dtype).eps
+    longest = jnp.maximum(0, 1 - 4 * eps * (2 + norm(jnp.where(free, ball.center / scale, 0), 2)))
+
+    def start(key: Array) -> Array:
+        direction, length = jax.random.split(key)
+        unit = _unit(jax.random.normal(direction, ball.center.shape, ball.center.dtype))
+        reach = jax.random.uniform(length, (), ball.center.dtype) ** (1 / max(1, ball.center.size))
+        return ball.center + ball.radius * unit * reach
+
+    def project(x: Array) -> Array:
+        offset = jnp.where(free, (x - ball.center) / scale, 0)
+        x = ball.center + ball.radius * offset * (longest / jnp.maximum(norm(offset, 2), longest))
+        # Clipping brings every coordinate closer to a centre inside the clip box, so the point stays in the ball.
+        x = x if ball.clip is None else jnp.clip(x, ball.clip.lower, ball.clip.upper)
+        return jnp.where(contains(ball, x), x, home)
+
+    return _Moves(start, lambda gradient: _unit(ball.radius**2 * _finite(gradient)), project)
+
+
+def _finite(x: Array) -> Array:
+    """The same without NaN and infinity, scaled to a largest element of 1: its squares neither vanish nor overflow."""
+    x = jnp.where(jnp.isfinite(x), x, 0)
+    largest = jnp.max(jnp.abs(x), initial=0)
+    return x / jnp.where(largest > 0, largest, 1)
+
+
+def _unit(x: Array) -> Array:
+    """A vector of length 1 in the same direction; zero stays zero."""
+    x = _finite(x)
+    length = norm(x, 2)
+    return x / jnp.where(length > 0, length, 1)
 
 
 def _better(best: _Best, x: Array, value: Array) -> _Best:

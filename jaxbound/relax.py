@@ -1,24 +1,31 @@
-"""Strategies for the lines around a ReLU and its leaky kin: the values of every `relu=` option.
+"""Strategies for the lines around a ReLU and its kin: the values of every `relu=` option.
 
-A strategy is a function `(x, slope) -> Relaxation` for f(z) = z where z > 0 and slope * z elsewhere, 0 <= slope <= 1,
-on the interval x. All of them but `constant` share the upper line, the chord, and are exact on intervals that do not
-cross zero; they differ in the lower line of an interval that does.
+A strategy is a function `(x, slope, top) -> Relaxation` on the interval x for the ramp
+
+    f(z) = slope * z + (1 - slope) * clip(z, 0, top),    0 <= slope <= 1,  top >= 0,
+
+which bends upwards at zero and back at `top`: ReLU, leaky ReLU (top is None, or infinite), clipping and
+`jaxbound.ramp`. All strategies but `constant` are exact on intervals without a bend inside; they differ in the lower
+line where zero is inside and, its mirror image, in the upper line where `top` is inside.
+
+A strategy may leave the parameter `top` out: a ramp is then bounded as the difference of two functions of one bend.
 """
 
 from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxbound.rules.relaxation import Relaxation, line, zero
+from jaxbound.rules.relaxation import Relaxation, line, settled, support, zero
 from jaxbound.sets import Array, Interval
 
-ReluStrategy = Callable[[Interval, Array], Relaxation]
+ReluStrategy = Callable[..., Relaxation]  # (x, slope) or, for ramps, (x, slope, top)
 
 
-def adaptive(x: Interval, slope: Array = 0.0) -> Relaxation:
+def adaptive(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation:
     """Lower line z where the upper end is at least as far from zero as the lower one, slope * z elsewhere.
 
-    The smallest area between the lines; the usual choice for training and for normally trained networks.
+    The smallest area between the lines; the usual choice for training and for normally trained networks. At a ramp's
+    upper bend, its mirror image.
 
     Example:
       >>> float(jaxbound.relax.adaptive(jaxbound.Interval(-1.0, 3.0)).lower.slopes[0])
@@ -27,12 +34,16 @@ def adaptive(x: Interval, slope: Array = 0.0) -> Relaxation:
     References:
       Zhang et al. 2018 (CROWN), arXiv:1811.00866.
     """
-    return _lines(x, slope, jnp.where(x.upper >= -x.lower, 1.0, slope))
+    nearer_zero = x.upper >= -x.lower
+    if top is None:
+        return _lines(x, slope, jnp.where(nearer_zero, 1.0, slope))
+    return _ramp(x, slope, top, steep=(nearer_zero, x.upper - top <= top - x.lower))
 
 
-def tight(x: Interval, slope: Array = 0.0) -> Relaxation:
+def tight(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation:
     """Lower line slope * z: never below the interval's own bound, so CROWN-IBP is never looser than IBP.
 
+    Over a ramp's upper bend the line that is exact beyond it, likewise never above the interval's own bound.
     The choice for verifying networks trained by IBP.
 
     Example:
@@ -42,21 +53,25 @@ def tight(x: Interval, slope: Array = 0.0) -> Relaxation:
     References:
       Lyu et al. 2021, CVPR, section 4.
     """
+    if top is not None:
+        return _ramp(x, slope, top, steep=(False, False))
     return _lines(x, slope, jnp.broadcast_to(jnp.asarray(slope, jnp.result_type(x.lower)), jnp.shape(x.lower)))
 
 
-def one(x: Interval, slope: Array = 0.0) -> Relaxation:
-    """Lower line z.
+def one(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation:
+    """Lower line z; around a ramp the line from zero to the upper end, above it that from the lower end to the top.
 
     Example:
       >>> float(jaxbound.relax.one(jaxbound.Interval(-3.0, 1.0)).lower.slopes[0])
       1.0
     """
+    if top is not None:
+        return _ramp(x, slope, top, steep=(True, True))
     return _lines(x, slope, jnp.ones_like(x.lower))
 
 
-def same_slope(x: Interval, slope: Array = 0.0) -> Relaxation:
-    """Lower line parallel to the upper one.
+def same_slope(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation:
+    """Lower line parallel to the upper one; around a ramp both have the chord's slope.
 
     Example:
       >>> float(jaxbound.relax.same_slope(jaxbound.Interval(-1.0, 3.0)).lower.slopes[0])
@@ -65,10 +80,17 @@ def same_slope(x: Interval, slope: Array = 0.0) -> Relaxation:
     References:
       Weng et al. 2018 (Fast-Lin), arXiv:1804.09699.
     """
-    return _lines(x, slope, None)
+    if top is None:
+        return _lines(x, slope, None)
+    width = x.upper - x.lower
+    risen = jnp.clip(x.upper, 0, top) - jnp.clip(x.lower, 0, top)
+    part = jnp.where(width > 0, risen / jnp.where(width > 0, width, 1), 0)
+    part = jnp.where((x.lower >= 0) & (x.upper > 0) & (x.upper <= top), 1, part)
+    points = (x.lower, x.upper, jnp.clip(0, x.lower, x.upper), jnp.clip(top, x.lower, x.upper))
+    return Relaxation(*support(lambda z: _value(z, slope, top), slope + (1 - slope) * part, points))
 
 
-def constant(x: Interval, slope: Array = 0.0) -> Relaxation:
+def constant(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation:
     """Both slopes zero: f(lower) <= f(z) <= f(upper). Backward bounds with it are interval bounds.
 
     Example:
@@ -76,7 +98,7 @@ def constant(x: Interval, slope: Array = 0.0) -> Relaxation:
       Array(3., dtype=float32, weak_type=True)
     """
     flat = jnp.zeros_like(x.lower)
-    lower, upper = (jnp.where(end > 0, end, slope * end) for end in x)
+    lower, upper = (_value(end, slope, top) for end in x)
     return Relaxation(line(flat, lower), line(flat, upper))
 
 
@@ -90,3 +112,37 @@ def _lines(x: Interval, slope: Array, crossing: Array | None) -> Relaxation:
     if crossing is not None:
         rise = jnp.where((x.lower < 0) & (x.upper > 0), crossing, rise)
     return Relaxation(line(jnp.where(jnp.isfinite(rise), rise, slope), zero(rise)), above)
+
+
+def _value(z: Array, slope: Array, top: Array | None) -> Array:
+    """f(z)."""
+    leaky = jnp.where(z > 0, z, slope * z)
+    return leaky if top is None else jnp.where(z > top, slope * z + (1 - slope) * _finite(top), leaky)
+
+
+def _finite(top: Array) -> Array:
+    """The top, zero where there is none: a branch that is not taken may not hold infinities, or derivatives are NaN."""
+    return jnp.where(jnp.isfinite(top), top, 0)
+
+
+def _ramp(x: Interval, slope: Array, top: Array, *, steep: tuple[Array, Array]) -> Relaxation:
+    """Lines around a ramp.
+
+    Below: slope * z, or the line from zero (from the lower end, if it is on the rising piece) to the upper end. Above,
+    its mirror image: the line of the piece beyond the top, or the line from the lower end to the top (to the upper
+    end). Where an interval starts below zero, or ends beyond the top, `steep` tells (below, above) to take the second.
+    """
+    low, high = jnp.minimum(x.lower, 0), jnp.clip(x.upper, 0, top)
+    width = high - low
+    active = high / jnp.where(width > 0, width, 1)  # how much of what lies below the top is above zero
+    start, beyond = jnp.clip(x.lower, 0, top), jnp.maximum(x.upper - top, 0)
+    passive = beyond / jnp.where(beyond > 0, x.upper - start, 1)  # how much of what lies above zero is beyond the top
+    late = (x.upper > 0) & ((x.lower >= 0) | steep[0])
+    rises = (x.upper <= top) | ((x.lower < top) & steep[1])
+    active, passive, late, rises = settled(active, passive, late, rises)
+    gain = 1 - slope
+    below = line(jnp.where(late, slope + gain * (1 - passive), slope), jnp.where(late, gain * passive * start, 0))
+    above = line(
+        jnp.where(rises, slope + gain * active, slope), jnp.where(rises, -gain * active * low, gain * _finite(top))
+    )
+    return Relaxation(below, above)

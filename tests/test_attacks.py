@@ -159,6 +159,102 @@ def test_no_restarts():
         attacks.pgd(wavy, steps=1, step_size=0.1, restarts=0)
 
 
-def test_only_boxes_are_attacked():
-    with pytest.raises(TypeError, match="attacks a box .*got Ball"):
-        attacks.pgd(wavy, steps=1, step_size=0.1)(KEY, jaxbound.l2_ball(jnp.zeros(2), 0.1), 0)
+@pytest.mark.parametrize("region", [jaxbound.l1_ball(jnp.zeros(2), 0.1), (0.0, 1.0)])
+def test_other_sets_are_refused(region):
+    with pytest.raises(TypeError, match="attacks a box .* got (a ball of p = 1|tuple)"):
+        attacks.pgd(wavy, steps=1, step_size=0.1)(KEY, region, 0)
+
+
+# Balls.
+
+
+X = jax.random.uniform(KEY, (2, 3))
+BALLS = {
+    "ball": jaxbound.l2_ball(X, 0.25),
+    "small and far": jaxbound.l2_ball(100 + X, 1e-3),
+    "smaller than rounding": jaxbound.l2_ball(100 + X, 1e-6),
+    "point": jaxbound.l2_ball(X, 0.0),
+    "ellipsoid": jaxbound.l2_ball(X, 0.3, std=jnp.array([0.1, 0.5, 1.0])),
+    "some fixed": jaxbound.Ball(jnp.ones((2, 3)), jnp.array([[0.0, 1.0, 0.5], [1e-4, 0.0, 2.0]]), 2),
+}
+CLIPPED_BALLS = {
+    "clipped": jaxbound.l2_ball(X, 0.5, clip=(0.0, 1.0)),
+    "centre outside the clip box": jaxbound.l2_ball(jnp.linspace(-0.1, 1.1, 6).reshape(2, 3), 0.2, clip=(0.0, 1.0)),
+}
+BOXES = {
+    "box": jaxbound.Ball(X, jnp.full((2, 3), 0.3), np.inf),
+    "fixed sides": jaxbound.Ball(jnp.full((2, 3), 0.1), jnp.array([[0, 0.3, 1.0], [1e-9, 0, 3]]), np.inf),
+}
+
+
+def all_in_their_set(fn, balls):
+    """Whether attacks with short and long steps, from several starts, only find points of their set: [N]."""
+
+    @jax.jit
+    @functools.partial(jax.vmap, in_axes=(0, None, None))
+    @functools.partial(jax.vmap, in_axes=(None, 0, None))
+    @functools.partial(jax.vmap, in_axes=(None, None, 0))
+    def inside(region, key, step_size):
+        found = attacks.pgd(fn, steps=4, step_size=step_size, restarts=2)(key, region, 0)
+        return jaxbound.contains(region, found)
+
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *balls.values())
+    return inside(stacked, jax.random.split(KEY, 8), jnp.array([1e-3, 100.0])).all(axis=(1, 2))
+
+
+@pytest.mark.parametrize("balls", [BALLS, CLIPPED_BALLS, BOXES])
+def test_the_result_is_in_the_ball(balls):
+    np.testing.assert_array_equal(all_in_their_set(wavy, balls), True, str(list(balls)))
+
+
+@pytest.mark.parametrize("fn", [lambda x: jnp.array([0.0, jnp.nan * x.sum()]), lambda x: jnp.exp(1e3 * x[0])])
+def test_the_result_is_in_the_ball_where_the_function_is_not_finite(fn):
+    np.testing.assert_array_equal(all_in_their_set(fn, CLIPPED_BALLS), True)
+
+
+@pytest.mark.parametrize("name, scale", [("ball", 1e-30), ("ellipsoid", 1e30)])
+def test_exact_on_a_linear_margin_in_a_ball(name, scale):
+    """The worst input lies where the gradient, seen along the ellipsoid's axes, leaves the ball, whatever its size."""
+    region = BALLS[name]
+    attack = attacks.pgd(lambda x: scale * linear(x)[:2], objective=attacks.margin, steps=60, step_size=1.0)
+    gradient = jax.grad(lambda x: linear(x)[1] - linear(x)[0])(region.center)
+    worst = region.center + region.radius**2 * gradient / jnp.linalg.norm(region.radius * gradient)
+    margins = [float(attacks.margin(linear(x)[:2], 0)) for x in (attack(KEY, region, 0), worst)]
+    np.testing.assert_allclose(*margins, rtol=1e-3)
+
+
+def test_a_step_in_a_ball_has_this_length():
+    region, slope = jaxbound.l2_ball(jnp.zeros(4), 10.0), jnp.array([3.0, -4.0, 0.0, 12.0])
+
+    def found(steps):
+        attack = attacks.pgd(
+            lambda x: jnp.array([0.0, slope @ x]), objective=attacks.margin, steps=steps, step_size=0.5
+        )
+        return attack(KEY, region, 0)
+
+    np.testing.assert_allclose(found(1) - found(0), 0.5 * slope / 13, rtol=1e-4, atol=1e-5)
+
+
+def test_starts_fill_the_ball():
+    region = jaxbound.l2_ball(jnp.array([0.3, -0.2]), 0.5)
+    attack = attacks.pgd(wavy, steps=0, step_size=1.0)
+    starts = jax.vmap(attack, (0, None, None))(jax.random.split(KEY, 400), region, 0)
+    lengths = jnp.linalg.norm(starts - region.center, axis=1) / 0.5
+    np.testing.assert_allclose(jnp.mean(lengths < 0.5), 0.25, atol=0.07)  # a quarter of the area
+    np.testing.assert_allclose(starts.mean(axis=0), region.center, atol=0.05)
+
+
+def test_steps_climb_in_a_ball():
+    region = jaxbound.l2_ball(jnp.full(20, 0.5), 2.0, clip=(0.0, 1.0))
+    value = [
+        attacks.margin(wavy(attacks.pgd(wavy, objective=attacks.margin, steps=n, step_size=0.1)(KEY, region, 0)), 0)
+        for n in (0, 3, 30)
+    ]
+    assert value[0] < value[1] < value[2]
+
+
+def test_a_ball_of_infinite_p_is_a_box():
+    ball = BOXES["box"]
+    attack = attacks.pgd(lambda x: linear(x)[:2], steps=10, step_size=0.1)
+    as_box = attack(KEY, jaxbound.Interval(ball.center - ball.radius, ball.center + ball.radius), 0)
+    np.testing.assert_allclose(attack(KEY, ball, 0), as_box, rtol=1e-6)

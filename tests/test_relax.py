@@ -118,3 +118,130 @@ def test_lines_of_a_leaky_function_with_a_slope_for_each_element():
         for k, side in enumerate(together):
             for z in (-1.0, 1.5):
                 np.testing.assert_allclose(side(z), [lines[k](z)[0] for lines in alone], rtol=1e-12)
+
+
+# Ramps.
+
+TOPS = [0.0, 0.5, np.inf]
+KEYED = [(name, slope, top) for name in STRATEGIES for slope in (0.0, 0.01, 0.3) for top in TOPS]
+# Intervals of every state, for a top of 0.5, with bends at their ends and inside.
+RAMP_ENDS = [-1e4, -2.0, -0.6, -0.3, -1e-9, 0.0, 1e-9, 0.2, 0.4, 0.5, np.nextafter(0.5, 1.0), 0.6, 0.9, 3.0, 1e4]
+RAMP_GRID = jaxbound.Interval(*np.array([(a, b) for a in RAMP_ENDS for b in RAMP_ENDS if a <= b]).T)
+
+
+def ramp(z, slope, top):
+    return slope * z + (1 - slope) * np.clip(z, 0, top)
+
+
+def ramp_points(x):
+    """Points of each interval, its ends and the bends among them."""
+    return np.concatenate([points(x), [np.clip(0.5, *x)]])
+
+
+@pytest.mark.parametrize(("name", "slope", "top"), KEYED)
+def test_lines_enclose_a_ramp(name, slope, top):
+    below, above = STRATEGIES[name](RAMP_GRID, slope, top)
+    z = ramp_points(RAMP_GRID)
+    slack = 1e-15 * (1 + np.abs(RAMP_GRID.lower) + np.abs(RAMP_GRID.upper))
+    assert (below(z) <= ramp(z, slope, top) + slack).all()
+    assert (ramp(z, slope, top) <= above(z) + slack).all()
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_lines_enclose_random_ramps_in_single_precision(name):
+    rng = np.random.default_rng(3)
+    low, width = rng.normal(size=4000), np.abs(rng.normal(size=4000)) * rng.choice([1e-8, 1e-3, 1.0], 4000)
+    x = jaxbound.Interval(*(jnp.asarray(end, jnp.float32) for end in (low, low + width)))
+    slope, top = (jnp.asarray(each, jnp.float32) for each in rng.uniform(size=(2, 4000)))
+    near = rng.choice([0, 1, 2], 4000)  # where a bend is at an end, rounding decides on which side
+    top = jnp.where(near == 0, top, jnp.maximum(jnp.where(near == 1, x.lower, x.upper), 0))
+    below, above = jax.tree.map(np.float64, jax.jit(STRATEGIES[name])(x, slope, top))
+    z = ramp_points(jaxbound.Interval(*map(np.float64, x)))
+    value, slack = ramp(z, np.float64(slope), np.float64(top)), 1e-6 * (1 + np.abs(z))
+    assert (below(z) <= value + slack).all() and (value <= above(z) + slack).all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.2])
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_a_ramp_without_a_top_is_a_leaky_function(name, slope):
+    plain, endless = STRATEGIES[name](GRID, slope), STRATEGIES[name](GRID, slope, np.inf)
+    for side, other in zip(plain, endless, strict=True):
+        for end in GRID:
+            np.testing.assert_allclose(side(end), other(end), rtol=1e-12, atol=1e-11)
+
+
+# An interval of each state for a top of 1 and a slope of 0.1 -> slope and intercept of (tight: lower, upper), and of
+# those that are different with adaptive lines.
+SIX = {
+    "left_dead": ((-2.0, -1.0), ((0.1, 0.0), (0.1, 0.0)), (None, None)),
+    "left_unstable": ((-1.0, 0.5), ((0.1, 0.0), (0.4, 0.3)), (None, None)),
+    "left_unstable_high": ((-0.5, 1.0), ((0.1, 0.0), (0.7, 0.3)), ((1.0, 0.0), None)),
+    "alive": ((0.25, 0.75), ((1.0, 0.0), (1.0, 0.0)), (None, None)),
+    "right_unstable": ((0.5, 2.0), ((0.4, 0.3), (0.1, 0.9)), (None, None)),
+    "right_unstable_low": ((0.0, 1.5), ((0.7, 0.0), (0.1, 0.9)), (None, (1.0, 0.0))),
+    "right_dead": ((1.5, 2.0), ((0.1, 0.9), (0.1, 0.9)), (None, None)),
+    "unstable": ((-2.0, 1.8), ((0.1, 0.0), (0.1, 0.9)), (None, (0.4, 0.6))),
+    "unstable_high": ((-0.5, 4.0), ((0.1, 0.0), (0.1, 0.9)), ((0.325, 0.0), None)),
+    "unstable_both": ((-1.0, 2.0), ((0.1, 0.0), (0.1, 0.9)), ((0.55, 0.0), (0.55, 0.45))),
+}
+
+
+@pytest.mark.parametrize("name", SIX)
+def test_lines_of_the_six_states(name):
+    interval, tight, changed = SIX[name]
+    adaptive = [other or line for line, other in zip(tight, changed, strict=True)]
+    for strategy, expected in ((relax.tight, tight), (relax.adaptive, adaptive)):
+        found = [(side.slopes[0], side.intercept) for side in strategy(jaxbound.Interval(*interval), 0.1, 1.0)]
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.3])
+@pytest.mark.parametrize("top", TOPS)
+def test_tight_lines_of_a_ramp_are_within_the_intervals_own_bounds(slope, top):
+    below, above = relax.tight(RAMP_GRID, slope, top)
+    for end in RAMP_GRID:
+        assert (below(end) >= ramp(RAMP_GRID.lower, slope, top) - 1e-12).all()
+        assert (above(end) <= ramp(RAMP_GRID.upper, slope, top) + 1e-12).all()
+
+
+@pytest.mark.parametrize("name", CHORDED)
+def test_lines_of_a_ramp_are_exact_where_it_has_no_bend_inside(name):
+    straight = ~((RAMP_GRID.lower < 0) & (RAMP_GRID.upper > 0)) & ~((RAMP_GRID.lower < 0.5) & (RAMP_GRID.upper > 0.5))
+    for side in STRATEGIES[name](RAMP_GRID, 0.3, 0.5):
+        for end in RAMP_GRID:
+            np.testing.assert_allclose(side(end)[straight], ramp(end, 0.3, 0.5)[straight], rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_derivatives_of_a_ramps_lines(name):
+    """All with respect to interval, slope and top, away from where the choice of lines changes."""
+    rng = np.random.default_rng(5)
+    lower = rng.uniform(-2, 1, 200)
+    arguments = (lower, lower + rng.uniform(0.1, 2, 200), rng.uniform(0.05, 0.9, 200), rng.uniform(0.1, 1, 200))
+
+    @jax.jit
+    def numbers(lower, upper, slope, top):
+        sides = STRATEGIES[name](jaxbound.Interval(lower, upper), slope, top)
+        return jnp.stack([part for side in sides for part in (side.slopes[0], side.intercept)])
+
+    found = jax.jit(lambda directions: jax.vmap(lambda d: jax.jvp(numbers, arguments, d)[1])(directions))
+    directions = np.broadcast_to(np.eye(4)[:, :, None], (4, 4, 200))
+    steps = [[a + h * d for a, d in zip(arguments, each, strict=True)] for each in directions for h in (1e-6, -1e-6)]
+    moved = np.array([numbers(*step) for step in steps])
+    expected = (moved[::2] - moved[1::2]) / 2e-6
+    np.testing.assert_allclose(found(tuple(directions)), expected, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_derivatives_of_a_ramps_lines_are_finite(name):
+    @jax.jit
+    @jax.grad
+    def gradient(arguments):
+        x, slope, tops = arguments
+        return sum(jnp.sum(leaf) for leaf in jax.tree.leaves(STRATEGIES[name](x, slope, tops)))
+
+    for top in TOPS:
+        tops = jnp.full(RAMP_GRID.lower.shape, top)
+        found = gradient((jax.tree.map(jnp.asarray, RAMP_GRID), jnp.array(0.1), tops))
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(found))
+        assert top < np.inf or (found[2] == 0).all()

@@ -77,3 +77,46 @@ def test_worst_case_logits_have_these_margins(label):
 def test_precision_of_the_result(double):
     assert jaxbound.margin_spec(1, 3).dtype == jaxbound.identity_spec(2).dtype == jnp.float32
     assert jaxbound.margin_spec(1, 3, float).dtype == jaxbound.identity_spec(2, float).dtype == jnp.float64
+
+
+@pytest.mark.parametrize("label", range(4))
+def test_runner_up_is_the_smallest_margin(label):
+    for y in (label, np.int64(label), jnp.array(label)):
+        spec = jaxbound.runner_up_spec(LOGITS, y)
+        assert spec.shape == (1, 4)
+        np.testing.assert_array_equal(spec @ LOGITS, [(jaxbound.margin_spec(label, 4) @ LOGITS).min()])
+
+
+def test_runner_up_of_a_batch():
+    logits, labels = jax.random.normal(jax.random.key(0), (5, 6)), jnp.array([0, 5, 2, 2, 1])
+    specs = jax.jit(jax.vmap(jaxbound.runner_up_spec))(logits, labels)
+    each = [jaxbound.runner_up_spec(row, label) for row, label in zip(logits, labels, strict=True)]
+    np.testing.assert_array_equal(specs, jnp.stack(each))
+
+
+@pytest.mark.parametrize("logits", [[-np.inf, 0.0, -np.inf], [0.0, 0.0, 0.0], [np.inf, 0.0, 3.0]])
+@pytest.mark.parametrize("label", range(3))
+def test_runner_up_is_another_class(logits, label):
+    (row,) = jaxbound.runner_up_spec(jnp.array(logits), label)
+    assert row[label] == 1 and sorted(row) == [-1, 0, 1]
+
+
+def test_runner_up_that_is_unknown_verifies_nothing():
+    assert jnp.isnan(jaxbound.runner_up_spec(jnp.array([1.0, jnp.nan, 3.0]), 0)).all()
+    assert jnp.isnan(jax.jit(jaxbound.runner_up_spec)(LOGITS, 4)).all()
+
+
+def test_the_choice_of_the_runner_up_has_no_gradient():
+    gradient = jax.grad(lambda logits: jaxbound.runner_up_spec(logits, 0).sum() + (logits**2).sum())(LOGITS)
+    np.testing.assert_array_equal(gradient, 2 * LOGITS)
+
+
+@pytest.mark.parametrize("logits", [jnp.zeros((2, 3)), jnp.zeros(1), jnp.array(0.0)])
+def test_runner_up_of_something_else(logits):
+    with pytest.raises(ValueError, match=r"logits must be \[K\] with K >= 2"):
+        jaxbound.runner_up_spec(logits, 0)
+
+
+def test_runner_up_of_a_label_out_of_range():
+    with pytest.raises(ValueError, match="label 4 is out of range for 4 classes"):
+        jaxbound.runner_up_spec(LOGITS, 4)

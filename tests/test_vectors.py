@@ -1,5 +1,7 @@
 """A three-layer ReLU network whose bounds were computed independently, in NumPy: every method to 1e-6 in float64."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -18,6 +20,10 @@ MARGIN = {
     "crown_ibp tight": {0.1: 0.651875, 0.2: -0.460568},
     "crown_ibp one": {0.1: 0.815625, 0.2: -0.356269},
     "crown_ibp same": {0.1: 0.757148, 0.2: -0.484398},
+    "lbp_alone adaptive": {0.1: 0.656771, 0.2: -0.793183},
+    "lbp_alone tight": {0.1: 0.656771, 0.2: -0.495},
+    "crown_lbp_alone adaptive": {0.1: 0.656771, 0.2: -0.587162},
+    "crown_lbp_alone tight": {0.1: 0.656771, 0.2: -0.390833},
     "crown_alone adaptive": {0.1: 0.656771, 0.2: -0.587162},
     "crown_alone tight": {0.1: 0.656771, 0.2: -0.390833},
     "crown_alone one": {0.1: 0.787922, 0.2: -0.388772},
@@ -31,8 +37,10 @@ METHODS = {
     "ibp": lambda fn, **_: jaxbound.ibp(fn),
     "crown_ibp": jaxbound.crown_ibp,
     "crown": jaxbound.crown,
-    # Intermediate bounds as CROWN gives them, not intersected with interval bounds.
-    "crown_alone": lambda fn, relu: jaxbound.crown(fn, relu=relu, combine=lambda propagated, crown: crown),
+    # Intermediate bounds as the method gives them, not intersected with interval bounds.
+    "crown_alone": functools.partial(jaxbound.crown, combine=lambda propagated, found: found),
+    "lbp_alone": functools.partial(jaxbound.lbp, combine=lambda propagated, found: found),
+    "crown_lbp_alone": functools.partial(jaxbound.crown_lbp, combine=lambda propagated, found: found),
 }
 LAYERS = {
     0.1: [([0.15, -0.4, -0.225], [0.55, 0.1, 0.175]), ([0.25, -0.575, -0.0875], [0.8375, -0.1, 0.2625])],

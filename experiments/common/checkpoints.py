@@ -1,10 +1,12 @@
 """Checkpoints of a run: atomic, the last one and the best one kept, never mistaken for another run's."""
 
+import contextlib
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from experiments.common.flags import UserError
@@ -60,7 +62,7 @@ class Checkpoints:
           state: a pytree of arrays with a field `step`.
           metrics: figures of this state, to choose the best one by; None where it was not evaluated.
         """
-        step = int(state.step)
+        step = int(np.min(state.step))
         if step == self.step():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(self._run))
@@ -81,7 +83,7 @@ class Checkpoints:
         Raises:
           CheckpointError: where the checkpoint is of another run or model, or damaged.
         """
-        saved = self._read(step, run=ocp.args.JsonRestore())["run"]
+        saved = self.run(step)
         here = {name: _plain(self._run.get(name)) for name in must_match}
         other = [
             f"--{name}={saved.get(name)}, not {here[name]}" for name in must_match if saved.get(name) != here[name]
@@ -93,6 +95,10 @@ class Checkpoints:
             )
         abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
         return self._read(step, state=ocp.args.StandardRestore(abstract))["state"]
+
+    def run(self, step: int) -> dict[str, Any]:
+        """What defines the run that a checkpoint is of."""
+        return self._read(step, run=ocp.args.JsonRestore())["run"]
 
     def close(self) -> None:
         """Releases the folder."""
@@ -108,6 +114,21 @@ class Checkpoints:
                 "Delete that folder (the run goes on from the checkpoint before it, if there is one) or name another "
                 "--workdir"
             ) from error
+
+
+def saved_run(folder: pathlib.Path) -> dict[str, Any]:
+    """What defines the run whose checkpoints are in a folder.
+
+    Raises:
+      CheckpointError: there is none.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} holds no checkpoint: name the --workdir of a run that was trained")
+    with contextlib.closing(Checkpoints(folder, {})) as found:
+        step = found.step()
+        if step is None:
+            raise CheckpointError(f"{folder} holds no checkpoint: name the --workdir of a run that was trained")
+        return found.run(step)
 
 
 def _metric(metrics: Mapping[str, float]) -> float:

@@ -18,9 +18,13 @@ DEFAULT_DATA_DIR = "data"
 SAMPLE = "mnist_5k"  # the one data set that is here without being prepared
 NAMES = (*builders.BUILDERS, SAMPLE)
 
-# Per-channel mean and standard deviation of pixels in [0, 1] that the literature normalises CIFAR-10 with.
-_CIFAR10_MEAN = (0.4914, 0.4822, 0.4465)
-_CIFAR10_STD = (0.2023, 0.1994, 0.2010)
+# Per-channel mean and standard deviation of pixels in [0, 1] that the literature normalises with, where it does.
+_NORMALISATION = {
+    "cifar10": {"mean": (0.4914, 0.4822, 0.4465), "std": (0.2023, 0.1994, 0.2010)},
+    "tiny_imagenet": {"mean": (0.4802, 0.4481, 0.3975), "std": (0.2302, 0.2265, 0.2262)},
+}
+
+_CHUNK = 4096  # encoded images that are in memory at a time
 
 
 class Split(NamedTuple):
@@ -47,7 +51,7 @@ class Dataset:
     Args:
       name: one of `NAMES`.
       train: the training examples.
-      test: the held-out examples.
+      test: the held-out examples; TinyImageNet's are its validation set, its test labels being unpublished.
       num_classes: the number of classes, K.
       mean: what is usually subtracted from pixels in [0, 1], one number per channel; None where nothing is.
       std: what they are then divided by.
@@ -74,7 +78,8 @@ def load(name: str, data_dir: str | pathlib.Path = DEFAULT_DATA_DIR) -> Dataset:
       data_dir: the TFDS directory that it was prepared into; the sample needs none.
 
     Returns:
-      The data set, examples in the official files' order; in the sample the classes take turns.
+      The data set, examples in the official files' order; in the sample, and among TinyImageNet's training examples,
+      the classes take turns. TinyImageNet takes 1.4 GB of memory, each of the others less than 0.2 GB.
 
     Raises:
       DataError: where the name is unknown, the data set is not prepared, or its files are damaged.
@@ -86,9 +91,8 @@ def load(name: str, data_dir: str | pathlib.Path = DEFAULT_DATA_DIR) -> Dataset:
     data_dir = pathlib.Path(data_dir).expanduser()
     if not builders.is_prepared(name, data_dir):
         raise DataError(f"{name} is not prepared in {data_dir}: run `{prepare_command(name, data_dir)}`")
-    normalisation = {"mean": _CIFAR10_MEAN, "std": _CIFAR10_STD} if name == "cifar10" else {}
-    train, test = (_read_split(name, split, data_dir=data_dir) for split in ("train", "test"))
-    return Dataset(name, train, test, **normalisation)
+    train, test = (_read_split(name, split, data_dir=data_dir) for split in ("train", builders.BUILDERS[name].TEST))
+    return Dataset(name, train, test, builders.num_classes(name), **_NORMALISATION.get(name, {}))
 
 
 def prepare_command(name: str, data_dir: str | pathlib.Path) -> str:
@@ -110,27 +114,33 @@ def _load_sample() -> Dataset:
 
 
 def _read_split(name: str, split: str, *, data_dir: pathlib.Path) -> Split:
-    """Reads a prepared split through TFDS's catalogue."""
-    version = builders.BUILDERS[name].VERSION
+    """Reads a prepared split."""
+    folder = builders.prepared_dir(name, data_dir)
     try:
-        source = tfds.data_source(
-            f"{name}:{version}", split=split, data_dir=data_dir, decoders={"image": tfds.decode.SkipDecoding()}
+        source = tfds.builder_from_directory(folder).as_data_source(
+            split, decoders={"image": tfds.decode.SkipDecoding()}
         )
-        examples = source.__getitems__(range(len(source)))
-        images = np.stack([_pixels(example["image"]) for example in examples])
+        # Decoding into one array takes a third of the time of stacking decoded images, and half of the memory.
+        images = np.empty((len(source), *builders.BUILDERS[name].SHAPE), np.uint8)
+        labels = np.empty(len(source), np.int32)
+        for start in range(0, len(source), _CHUNK):
+            examples = source.__getitems__(range(start, min(start + _CHUNK, len(source))))
+            for index, example in enumerate(examples, start):
+                images[index] = _pixels(example["image"], images.shape[1:])
+                labels[index] = example["label"]
     except (OSError, RuntimeError, ValueError) as error:
-        folder = builders.prepared_dir(name, data_dir)
         raise DataError(
             f"the {split} split of {name} in {folder} is truncated or damaged ({error}): delete that folder and run "
             f"`{prepare_command(name, data_dir)}`"
         ) from error
-    return Split(images, np.array([example["label"] for example in examples], np.int32))
+    return Split(images, labels)
 
 
-def _pixels(encoded: bytes) -> np.ndarray:
-    """Decodes a PNG to uint8 [H, W, C]."""
-    pixels = np.asarray(Image.open(io.BytesIO(encoded)))
-    return pixels if pixels.ndim == 3 else pixels[..., None]
+def _pixels(encoded: bytes, shape: tuple[int, ...]) -> np.ndarray:
+    """Decodes an image to uint8 [H, W, C] of this shape; grey becomes RGB where three channels are asked for."""
+    image = Image.open(io.BytesIO(encoded))
+    mode = "L" if shape[-1] == 1 else "RGB"
+    return np.asarray(image if image.mode == mode else image.convert(mode)).reshape(shape)
 
 
 def permutation(size: int, *, seed: int, epoch: int) -> np.ndarray:

@@ -20,13 +20,15 @@ import numpy as np
 import tqdm
 
 import jaxbound
+from experiments.common import augment
 from experiments.common.data import Split
 from experiments.common.flags import Config
-from experiments.common.models import Apply
+from experiments.common.methods import region
+from experiments.common.models import Network
 from experiments.common.train import pixels
 from jaxbound import attacks
 
-# (params, examples as bytes, radius, one or [B]) -> whether each example holds, bool [B]
+# (variables, examples as bytes, radius, one or [B]) -> whether each example holds, bool [B]
 Check = Callable[[Any, Split, Any], jax.Array]
 
 
@@ -45,77 +47,84 @@ class Method:
     batch_size: int
 
 
-def verifier(apply: Apply, bound: Callable[..., Any], *, num_classes: int) -> Check:
-    """Compiles the check that a bound verifies an example on its box.
+def verifier(network: Network, config: Config, bound: Callable[..., Any]) -> Check:
+    """Compiles the check that a bound verifies an example on its set.
 
     Args:
-      apply: the network.
+      network: what is verified.
+      config: the run's flags, which say of what kind the sets are.
       bound: a bound transform, such as `jaxbound.ibp`.
-      num_classes: K.
     """
 
-    def verified(params: Any, image: jax.Array, label: jax.Array, *, radius: jax.Array) -> jax.Array:
-        box, spec = jaxbound.linf_ball(image, radius), jaxbound.margin_spec(label, num_classes)
-        return jnp.all(bound(apply)(params, box, spec=spec) > 0)
+    def verified(variables: Any, image: jax.Array, label: jax.Array, *, radius: jax.Array) -> jax.Array:
+        spec = jaxbound.margin_spec(label, network.num_classes)
+        return jnp.all(bound(network.apply)(variables, region(image, radius, config), spec=spec) > 0)
 
     @jax.jit
-    def check(params: Any, examples: Split, radius: Any) -> jax.Array:
+    def check(variables: Any, examples: Split, radius: Any) -> jax.Array:
         radii = jnp.broadcast_to(radius, examples.labels.shape)
-        each = jax.vmap(functools.partial(verified, params))
-        return each(pixels(examples.images), examples.labels, radius=radii)
+        each = jax.vmap(functools.partial(verified, variables))
+        return each(images_of(examples, config), examples.labels, radius=radii)
 
     return check
 
 
-def methods(apply: Apply, config: Config, *, num_classes: int) -> tuple[Method, ...]:
+def images_of(examples: Split, config: Config) -> jax.Array:
+    """The images as the network sees them in an evaluation."""
+    return pixels(augment.RECIPES[config.augmentation].test(examples.images))
+
+
+def methods(network: Network, config: Config) -> tuple[Method, ...]:
     """The bounds that `--eval_methods` names, from cheap to tight.
 
-    The lower lines of ReLU are the tight ones: with these, no bound on a network trained by IBP is looser than IBP.
+    With the tight lines no bound is looser than IBP, which is what networks trained by IBP are verified with; others
+    may be tighter on networks that were trained otherwise.
     """
-    tight = jaxbound.relax.tight
+    lines = {"tight": jaxbound.relax.tight, "adaptive": jaxbound.relax.adaptive}[config.eval_lines]
+    crown = functools.partial(jaxbound.crown, relu=lines, chunk=config.crown_chunk)
     known = {
         "ibp": (jaxbound.ibp, config.eval_batch_size),
-        "crown_ibp": (functools.partial(jaxbound.crown_ibp, relu=tight), config.eval_batch_size),
-        "crown": (
-            functools.partial(jaxbound.crown, relu=tight, chunk=config.crown_chunk),
-            config.crown_batch_size,
-        ),
+        "crown_ibp": (functools.partial(jaxbound.crown_ibp, relu=lines), config.eval_batch_size),
+        "crown_lbp": (functools.partial(jaxbound.crown_lbp, relu=lines), config.crown_batch_size),
+        "crown": (crown, config.crown_batch_size),
     }
     return tuple(
-        Method(name, verifier(apply, bound, num_classes=num_classes), batch_size)
+        Method(name, verifier(network, config, bound), batch_size)
         for name, (bound, batch_size) in known.items()
         if name in config.eval_methods
     )
 
 
-def classifier(apply: Apply) -> Check:
+def classifier(network: Network, config: Config) -> Check:
     """Compiles the check that an image itself is classified correctly; the radius is not used."""
 
     @jax.jit
-    def check(params: Any, examples: Split, radius: Any) -> jax.Array:
+    def check(variables: Any, examples: Split, radius: Any) -> jax.Array:
         del radius
-        return jax.vmap(attacks.margin)(apply(params, pixels(examples.images)), examples.labels) < 0
+        logits = network.apply(variables, images_of(examples, config))
+        return jax.vmap(attacks.margin)(logits, examples.labels) < 0
 
     return check
 
 
-def attacker(apply: Apply, config: Config) -> Callable[..., jax.Array]:
+def attacker(network: Network, config: Config) -> Callable[..., jax.Array]:
     """Compiles the check that an attack fails: a `Check` with one more argument, `keys`, one per example.
 
     The attack maximises the margin itself, not the cross-entropy, whose gradient vanishes where the network is sure.
     """
 
     @jax.jit
-    def check(params: Any, examples: Split, radius: Any, *, keys: jax.Array) -> jax.Array:
+    def check(variables: Any, examples: Split, radius: Any, *, keys: jax.Array) -> jax.Array:
         attack = attacks.pgd(
-            functools.partial(apply, params),
+            functools.partial(network.apply, variables),
             objective=attacks.margin,
             steps=config.pgd_steps,
             step_size=config.pgd_step_size,
             restarts=config.pgd_restarts,
         )
-        found = jax.vmap(attack)(keys, jaxbound.linf_ball(pixels(examples.images), radius), examples.labels)
-        return jax.vmap(attacks.margin)(apply(params, found), examples.labels) < 0
+        sets = jax.vmap(lambda image: region(image, radius, config))(images_of(examples, config))
+        found = jax.vmap(attack)(keys, sets, examples.labels)
+        return jax.vmap(attacks.margin)(network.apply(variables, found), examples.labels) < 0
 
     return check
 
@@ -155,37 +164,40 @@ class Evaluation:
     """Evaluates one network on one split.
 
     Args:
-      apply: the network.
+      network: what is evaluated.
       config: the run's flags.
       split: the examples.
-      num_classes: K.
     """
 
-    def __init__(self, apply: Apply, config: Config, split: Split, *, num_classes: int):
+    def __init__(self, network: Network, config: Config, split: Split):
         self._config, self._split = config, split
-        self._methods = methods(apply, config, num_classes=num_classes)
-        self._ibp = verifier(apply, jaxbound.ibp, num_classes=num_classes)
-        self._classifier, self._attacker = classifier(apply), attacker(apply, config)
+        self._methods = methods(network, config)
+        self._classifier, self._attacker = classifier(network, config), attacker(network, config)
         self._all = np.arange(split.size)
 
-    def _holds(self, check: Check, params: Any, radius: float, **options: Any) -> np.ndarray:
-        options = {"chosen": self._all, "batch_size": self._config.eval_batch_size, "title": "evaluating", **options}
-        return holds(lambda examples, _: check(params, examples, radius), self._split, **options)
+    @property
+    def cheapest(self) -> str:
+        """The method that curves, certified radii and the choice of the best checkpoint go by."""
+        return self._methods[0].name
 
-    def quick(self, params: Any) -> dict[str, float]:
+    def _holds(self, check: Check, variables: Any, radius: float, **options: Any) -> np.ndarray:
+        options = {"chosen": self._all, "batch_size": self._config.eval_batch_size, "title": "evaluating", **options}
+        return holds(lambda examples, _: check(variables, examples, radius), self._split, **options)
+
+    def quick(self, variables: Any) -> dict[str, float]:
         """Clean error, and verified error by the cheapest method at the first radius: the figures during training."""
         first = self._methods[0]
         radius = self._config.eval_radii[0]
-        verified = self._holds(first.check, params, radius, batch_size=first.batch_size)
+        verified = self._holds(first.check, variables, radius, batch_size=first.batch_size)
         return {
-            "test_clean_error": percent_failing(self._holds(self._classifier, params, 0.0)),
+            "test_clean_error": percent_failing(self._holds(self._classifier, variables, 0.0)),
             "test_verified_error": percent_failing(verified),
         }
 
-    def full(self, params: Any) -> dict[str, Any]:
+    def full(self, variables: Any) -> dict[str, Any]:
         """All errors: the content of `results.json`, less what describes the run."""
-        correct = self._holds(self._classifier, params, 0.0)
-        radii = [self._at(params, radius, correct, first=not i) for i, radius in enumerate(self._config.eval_radii)]
+        correct = self._holds(self._classifier, variables, 0.0)
+        radii = [self._at(variables, radius, correct, first=not i) for i, radius in enumerate(self._config.eval_radii)]
         return {
             "examples": self._split.size,
             "clean_error": percent_failing(correct),
@@ -194,30 +206,44 @@ class Evaluation:
             "radii": radii,
         }
 
-    def curve(self, params: Any, radii: Iterable[float]) -> list[float]:
-        """The verified error by IBP at each radius."""
-        return [percent_failing(self._holds(self._ibp, params, radius)) for radius in radii]
+    def curve(self, variables: Any, radii: Iterable[float]) -> list[float]:
+        """The verified error by the cheapest method at each radius."""
+        first = self._methods[0]
+        return [
+            percent_failing(self._holds(first.check, variables, radius, batch_size=first.batch_size))
+            for radius in radii
+        ]
 
-    def certified_radii(self, params: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
-        """The largest radius in [0, 1] that IBP verifies, for a few examples, by bisection; 0 where none."""
+    def certified_radii(self, variables: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
+        """The largest radius in [0, 1] that the cheapest method verifies, for a few examples; 0 where none."""
         examples = _part(self._split, np.asarray(chosen))
         low, high = np.zeros(len(chosen)), np.ones(len(chosen))
         for _ in range(halvings):
             middle = (low + high) / 2
-            passed = np.asarray(self._ibp(params, examples, middle.astype(np.float32)))
+            passed = np.asarray(self._methods[0].check(variables, examples, middle.astype(np.float32)))
             low, high = np.where(passed, middle, low), np.where(passed, high, middle)
         return low
 
-    def _at(self, params: Any, radius: float, correct: np.ndarray, *, first: bool) -> dict[str, Any]:
-        """The errors at one radius."""
+    def attacked(self, variables: Any, radii: Iterable[float], *, size: int) -> list[float]:
+        """The error under attack at each radius, of the first so many examples."""
+        chosen = self._all[:size]
+        correct = self._holds(self._classifier, variables, 0.0, chosen=chosen)
+        return [percent_failing((correct & self._survives(variables, r, chosen))[chosen]) for r in radii]
+
+    def _survives(self, variables: Any, radius: float, chosen: np.ndarray) -> np.ndarray:
+        """Whether the attack fails, bool [N]; False for those that were not chosen."""
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(self._config.seed)))(self._all)
-        survived = holds(
-            lambda examples, batch: self._attacker(params, examples, radius, keys=keys[batch]),
+        return holds(
+            lambda examples, batch: self._attacker(variables, examples, radius, keys=keys[batch]),
             self._split,
-            chosen=self._all,
+            chosen=chosen,
             batch_size=self._config.eval_batch_size,
             title=f"PGD at {radius:g}",
         )
+
+    def _at(self, variables: Any, radius: float, correct: np.ndarray, *, first: bool) -> dict[str, Any]:
+        """The errors at one radius."""
+        survived = self._survives(variables, radius, self._all)
         verified, errors = np.zeros_like(correct), {}
         for method in self._methods:
             if method.name == "crown" and not (first or self._config.crown_everywhere):
@@ -225,6 +251,6 @@ class Evaluation:
             # The first method gets every example: one that it verified though misclassified would show in the figures.
             left = np.flatnonzero(correct & ~verified) if errors else self._all
             options = {"chosen": left, "batch_size": method.batch_size, "title": f"{method.name} at {radius:g}"}
-            verified |= self._holds(method.check, params, radius, **options)
+            verified |= self._holds(method.check, variables, radius, **options)
             errors[method.name] = percent_failing(verified)
         return {"radius": radius, "pgd_error": percent_failing(survived & correct), "verified_error": errors}

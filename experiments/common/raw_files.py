@@ -1,4 +1,4 @@
-"""The data sets' official files: where they are published, their checksums, and their bytes as arrays."""
+"""The data sets' official files: where they are published, their checksums, and what is in them."""
 
 import dataclasses
 import gzip
@@ -11,7 +11,8 @@ import tarfile
 import tempfile
 import threading
 import urllib.request
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import tqdm
@@ -21,12 +22,34 @@ OPEN_SECONDS = 12.0  # the longest wait for a connection, name resolution includ
 CHUNK = 1 << 18
 
 _CIFAR10_FOLDER = "cifar-10-batches-bin"
-
-Arrays = dict[str, tuple[np.ndarray, np.ndarray]]
+_TINY_IMAGENET_FOLDER = "tiny-imagenet-200"
+TINY_IMAGENET_EACH = 500  # training images of a class
 
 
 class DataError(Exception):
     """A data set that cannot be used; the message says which file is at fault and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Zipped:
+    """Encoded images inside a zip file, read one at a time and as often as they are iterated over.
+
+    Args:
+      archive: the file.
+      members: the images' names in it.
+    """
+
+    archive: pathlib.Path
+    members: tuple[str, ...]
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Yields the images' bytes."""
+        with zipfile.ZipFile(self.archive) as archive:
+            yield from map(archive.read, self.members)
+
+
+# By split: images, in memory as uint8 [N, H, W, C] or still encoded, and labels [N].
+Examples = dict[str, tuple[np.ndarray | Zipped, np.ndarray]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,6 +102,13 @@ OFFICIAL = {
             "https://www.cs.toronto.edu/~kriz/",
         ),
     ),
+    "tiny_imagenet": (
+        RawFile(
+            "tiny-imagenet-200.zip",
+            "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821",
+            "http://cs231n.stanford.edu/",
+        ),
+    ),
 }
 
 # The members of CIFAR-10's archive, which may also be given unpacked: name and SHA-256; the last one is the test set.
@@ -92,22 +122,25 @@ CIFAR10_BATCHES = {
 }
 
 
-def read(name: str, *, raw_dir: pathlib.Path | None, download_dir: pathlib.Path) -> Arrays:
+def read(name: str, *, raw_dir: pathlib.Path | None, download_dir: pathlib.Path) -> Examples:
     """Reads a data set's official files, after their checksums were found right.
 
     Args:
-      name: `mnist`, `fashion_mnist` or `cifar10`.
+      name: a key of `OFFICIAL`.
       raw_dir: the folder that holds the files; None downloads those that `download_dir` lacks.
       download_dir: where downloaded files are kept.
 
     Returns:
-      For `train` and `test`: images, uint8 [N, H, W, C], and labels, uint8 [N], in the files' order.
+      For `train` and `test`: images, uint8 [N, H, W, C], and labels, [N], in the files' order. TinyImageNet has no test
+      set with labels but a `validation` set; its images are encoded still, and in training its classes take turns.
 
     Raises:
       DataError: where a file is missing, damaged, or cannot be downloaded.
     """
     if name == "cifar10":
         return _read_cifar10(raw_dir, download_dir)
+    if name == "tiny_imagenet":
+        return _read_tiny_imagenet(_locate(OFFICIAL[name][0], raw_dir=raw_dir, download_dir=download_dir))
     paths = [_locate(file, raw_dir=raw_dir, download_dir=download_dir) for file in OFFICIAL[name]]
     return {"train": _read_idx(*paths[:2]), "test": _read_idx(*paths[2:])}
 
@@ -122,7 +155,7 @@ def _read_idx(images: pathlib.Path, labels: pathlib.Path) -> tuple[np.ndarray, n
     return np.frombuffer(pixels, np.uint8, offset=16).reshape(*size, 1), np.frombuffer(classes, np.uint8, offset=8)
 
 
-def _read_cifar10(raw_dir: pathlib.Path | None, download_dir: pathlib.Path) -> Arrays:
+def _read_cifar10(raw_dir: pathlib.Path | None, download_dir: pathlib.Path) -> Examples:
     """Reads CIFAR-10's six batches, out of its archive or unpacked."""
     folders = [folder for folder in (raw_dir / _CIFAR10_FOLDER, raw_dir) if folder.is_dir()] if raw_dir else []
     unpacked = next((folder for folder in folders if any((folder / name).exists() for name in CIFAR10_BATCHES)), None)
@@ -138,6 +171,39 @@ def _cifar10_records(content: bytes) -> tuple[np.ndarray, np.ndarray]:
     """Splits records of one label byte and three colour planes of 32 x 32 bytes."""
     records = np.frombuffer(content, np.uint8).reshape(-1, 1 + 3 * 32 * 32)
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]
+
+
+def _read_tiny_imagenet(path: pathlib.Path) -> Examples:
+    """Finds TinyImageNet's images in its archive; the classes are numbered by their WordNet ids in sorted order.
+
+    The archive has the training images class by class. Here the first of every class come first, then the second ones
+    and so on, so that any run of them is a sample of all classes, as in the other data sets' files.
+    """
+    with zipfile.ZipFile(path) as archive:
+        wnids, annotations = (
+            archive.read(f"{_TINY_IMAGENET_FOLDER}/{name}").decode()
+            for name in ("wnids.txt", "val/val_annotations.txt")
+        )
+        present = set(archive.namelist())
+    labels = {wnid: label for label, wnid in enumerate(sorted(wnids.split()))}
+    rows = {
+        "train": [
+            (f"train/{wnid}/images/{wnid}_{index}.JPEG", label)
+            for index in range(TINY_IMAGENET_EACH)
+            for wnid, label in labels.items()
+        ],
+        # A line has the file's name, its class and a box around the object, between tabulators.
+        "validation": [
+            (f"val/images/{name}", labels[wnid]) for name, wnid, *_ in map(str.split, annotations.splitlines())
+        ],
+    }
+    examples = {}
+    for split, pairs in rows.items():
+        members = tuple(f"{_TINY_IMAGENET_FOLDER}/{name}" for name, _ in pairs)
+        if missing := [member for member in members if member not in present]:
+            raise DataError(f"{path} lacks {len(missing)} images, among them {missing[0]}: get it again")
+        examples[split] = Zipped(path, members), np.array([label for _, label in pairs], np.uint8)
+    return examples
 
 
 def _locate(file: RawFile, *, raw_dir: pathlib.Path | None, download_dir: pathlib.Path) -> pathlib.Path:

@@ -21,14 +21,23 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def surroundings(config: Config) -> dict[str, Any]:
-    """What a result depends on besides the code: every flag, the versions and the device."""
+    """What a result depends on besides the code: every flag but the names of folders, the versions and the device."""
     versions = {"python": platform.python_version(), "jaxbound": jaxbound.__version__}
-    device = jax.devices()[0]
     return {
-        "flags": dataclasses.asdict(config),
+        "flags": {
+            field.name: getattr(config, field.name)
+            for field in dataclasses.fields(config)
+            if not field.metadata.get("is_folder")
+        },
         "versions": {**versions, **{name: importlib.metadata.version(name) for name in PACKAGES}},
-        "device": {"platform": device.platform, "kind": device.device_kind, "cpu_cores": os.cpu_count()},
+        "device": device(),
     }
+
+
+def device() -> dict[str, Any]:
+    """What figures were measured on."""
+    first = jax.devices()[0]
+    return {"platform": first.platform, "kind": first.device_kind, "cpu_cores": os.cpu_count()}
 
 
 def write_results(workdir: pathlib.Path, results: Mapping[str, Any]) -> None:
@@ -61,13 +70,15 @@ class Figures:
     Attributes:
       rows: the record of training.
       results: the content of `results.json`.
-      radii, curve: the verified error by IBP over the radius.
+      method: the bound that the curve and the certified radii are by.
+      radii, curve: the verified error over the radius.
       images: bytes [N, H, W, C], a few examples.
-      certified: their certified radii by IBP, [N].
+      certified: their certified radii, [N].
     """
 
     rows: Sequence[Mapping[str, Any]]
     results: Mapping[str, Any]
+    method: str
     radii: Sequence[float]
     curve: Sequence[float]
     images: np.ndarray
@@ -107,7 +118,7 @@ def _draw_training(axes: Any, rows: Sequence[Mapping[str, Any]]) -> None:
 
 
 def _draw_radii(axes: Any, figures: Figures) -> None:
-    axes.plot(figures.radii, figures.curve, "C1-", label="ibp")
+    axes.plot(figures.radii, figures.curve, "C1-", label=figures.method)
     rows = figures.results["radii"]
     for index, name in enumerate(figures.results["verified_error"]):
         points = [(row["radius"], row["verified_error"][name]) for row in rows if name in row["verified_error"]]
@@ -120,7 +131,7 @@ def _draw_radii(axes: Any, figures: Figures) -> None:
 
 
 def _draw_digits(panel: Any, figures: Figures) -> None:
-    panel.suptitle("certified radius (ibp)")
+    panel.suptitle(f"certified radius ({figures.method})")
     count = len(figures.images)
     columns = max(1, min(4, count))
     grid = panel.subplots(-(-count // columns), columns, squeeze=False)

@@ -6,18 +6,17 @@ anywhere and resumed from a checkpoint ends bit for bit as one that was not.
 """
 
 import dataclasses
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
+import jaxbound.nn
 from experiments.common import data
 from experiments.common.flags import UserError
-from experiments.common.models import Apply
-from jaxbound import attacks
 
 
 class Batch(NamedTuple):
@@ -28,15 +27,27 @@ class Batch(NamedTuple):
 
 
 class Knobs(NamedTuple):
-    """What changes from step to step: the perturbation radius, the natural loss's weight, and a random key."""
+    """What changes from step to step. A Python number is known when the step is compiled: 0 leaves a term out.
 
-    radius: jax.Array
-    kappa: jax.Array
+    Attributes:
+      radius: of the perturbation.
+      kappa: the natural loss's weight.
+      beta: the linear bound's weight against the interval bound.
+      regularization: the weight of the warm-up's regularisers.
+      slope: of the activations below zero; None where it does not change.
+      key: a random key.
+    """
+
+    radius: Any
+    kappa: Any
+    beta: Any
+    regularization: Any
+    slope: Any
     key: jax.Array
 
 
-# (params, batch, knobs) -> (loss, metrics): two scalars' worth, the metrics in percent.
-Method = Callable[[Any, Batch, Knobs], tuple[jax.Array, dict[str, jax.Array]]]
+# (variables, batch, knobs) -> (loss, (metrics, batch_stats)): metrics in percent, the statistics of this very batch.
+Method = Callable[[Any, Batch, Knobs], tuple[jax.Array, tuple[dict[str, jax.Array], Any]]]
 
 
 class TrainState(NamedTuple):
@@ -44,13 +55,15 @@ class TrainState(NamedTuple):
 
     Attributes:
       step: number of steps taken.
-      params: the network's parameters.
+      seed: of the random keys.
+      variables: the network's parameters and whatever else it needs, such as running averages of batch statistics.
       opt_state: the optimiser's state.
       totals: sums of the loss and of the metrics over the epoch's steps so far.
     """
 
     step: jax.Array
-    params: Any
+    seed: jax.Array
+    variables: dict[str, Any]
     opt_state: Any
     totals: dict[str, jax.Array]
 
@@ -59,72 +72,86 @@ class Diverged(UserError):
     """The loss or its gradient is no longer finite."""
 
 
+class Phase(NamedTuple):
+    """A part of training that is compiled on its own, because some of its knobs are known beforehand.
+
+    Compiling twice beats a `lax.cond`, in which XLA's CPU compiler has no fast convolution gradients.
+
+    Attributes:
+      begin: its first step.
+      knobs: (step, key) -> Knobs.
+      enter: (variables, examples) -> variables, done once before its first step.
+    """
+
+    begin: int
+    knobs: Callable[[Any, Any], Knobs]
+    enter: Callable[[Any, data.Split], Any] | None = None
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How to train.
 
     Attributes:
-      method: the loss from step `warmup_steps` on.
-      warmup: the loss before it. A network is trained without perturbation first; a method of its own costs less
-        there than one with bounds around every activation, and compiling both beats a `lax.cond`, in which XLA's CPU
-        compiler has no fast convolution gradients.
-      knobs: step -> Knobs.
+      method: the loss.
+      phases: in the order of their first steps; the first one begins at 0.
       optimizer: an optax transformation.
-      warmup_steps, total_steps, steps_per_epoch: counts of steps.
+      augment: (key, images) -> images, uint8, run inside the compiled step.
+      settle: (key, params) -> params, after every update.
+      total_steps, steps_per_epoch: counts of steps.
       batch_size: B.
-      seed: of the data's order.
+      seeds: of the data's order, one for each state that is trained.
+      momentum: of the running average of batch statistics.
     """
 
     method: Method
-    warmup: Method
-    knobs: Callable[[Any], Knobs]
+    phases: tuple[Phase, ...]
     optimizer: optax.GradientTransformation
-    warmup_steps: int
+    augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, images: images
+    settle: Callable[[jax.Array, Any], Any] = lambda key, params: params
     total_steps: int
     steps_per_epoch: int
     batch_size: int
-    seed: int
+    seeds: tuple[int, ...]
+    momentum: float = 0.9
+
+    def phase(self, step: int) -> Phase:
+        """The phase that a step belongs to."""
+        return [phase for phase in self.phases if phase.begin <= step][-1]
 
 
-def natural(apply: Apply, *, metrics: tuple[str, ...] = ("verified_error",)) -> Method:
-    """Ordinary training.
-
-    Args:
-      apply: the network.
-      metrics: names of the perturbed errors to report besides `clean_error`: at radius 0 all of them equal it.
-
-    Returns:
-      A method.
-    """
-
-    def method(params: Any, batch: Batch, knobs: Knobs) -> tuple[jax.Array, dict[str, jax.Array]]:
-        del knobs
-        logits = apply(params, batch.images)
-        clean = error(logits, batch.labels)
-        return cross_entropy(logits, batch.labels), {"clean_error": clean, **dict.fromkeys(metrics, clean)}
-
-    return method
-
-
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The mean cross-entropy of logits [B, K] with labels [B]."""
-    return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
-
-
-def error(logits: jax.Array, labels: jax.Array) -> jax.Array:
-    """The percentage of logits [B, K] that do not put the label first."""
-    return 100 * jnp.mean(~(jax.vmap(attacks.margin)(logits, labels) < 0))
-
-
-def init_state(params: Any, recipe: Recipe, *, shape: tuple[int, ...]) -> TrainState:
-    """Returns the state before the first step, for images of this shape (H, W, C)."""
+def init_state(variables: Mapping[str, Any], recipe: Recipe, *, seed: int, shape: tuple[int, ...]) -> TrainState:
+    """Returns the state before the first step, for images of this shape (H, W, C) as the network gets them."""
     batch = Batch(
         jax.ShapeDtypeStruct((recipe.batch_size, *shape), jnp.float32),
         jax.ShapeDtypeStruct((recipe.batch_size,), jnp.int32),
     )
-    _, metrics = jax.eval_shape(recipe.warmup, params, batch, jax.eval_shape(recipe.knobs, 0))
-    totals = {name: jnp.zeros((), jnp.float32) for name in ("loss", *metrics)}
-    return TrainState(jnp.zeros((), jnp.int32), params, recipe.optimizer.init(params), totals)
+    knobs = recipe.phases[0].knobs(0, jax.random.key(seed))
+    _, (metrics, _) = jax.eval_shape(lambda v, b: recipe.method(v, b, knobs), variables, batch)
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.int32),
+        variables=dict(variables),
+        opt_state=recipe.optimizer.init(variables["params"]),
+        totals={name: jnp.zeros((), jnp.float32) for name in ("loss", *metrics)},
+    )
+
+
+def stack(states: Sequence[TrainState]) -> TrainState:
+    """One state out of the states of several seeds, which are trained side by side; of one seed, that one."""
+    return states[0] if len(states) == 1 else jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def members(state: TrainState) -> list[TrainState]:
+    """The states that `stack` was given."""
+    if not state.step.ndim:
+        return [state]
+    return [jax.tree.map(lambda leaf, k=k: leaf[k], state) for k in range(len(state.step))]
+
+
+def steps_taken(state: TrainState) -> int:
+    """The number of steps that every seed has taken."""
+    return int(jnp.min(state.step))
 
 
 def pixels(images: jax.Array) -> jax.Array:
@@ -132,28 +159,52 @@ def pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
-def _compile(method: Method, recipe: Recipe) -> Callable[..., TrainState]:
-    """Compiles one step of a method: (state, examples, their order) -> state.
+def _compile(phase: Phase, recipe: Recipe) -> Callable[..., TrainState]:
+    """Compiles one step of a phase: (state, examples, their order) -> state.
 
     A step whose loss or gradient is not finite changes nothing, its number included, so the state stays good and says
     where training broke off.
     """
 
-    @functools.partial(jax.jit, donate_argnums=0)
     def step(state: TrainState, examples: data.Split, order: jax.Array) -> TrainState:
         position = state.step % recipe.steps_per_epoch
         chosen = jax.lax.dynamic_slice_in_dim(order, position * recipe.batch_size, recipe.batch_size)
-        batch = Batch(pixels(examples.images[chosen]), examples.labels[chosen])
-        grad = jax.value_and_grad(method, has_aux=True)
-        (loss, metrics), gradients = grad(state.params, batch, recipe.knobs(state.step))
-        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, state.params)
+        augment, settle, key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.step), 3)
+        batch = Batch(pixels(recipe.augment(augment, examples.images[chosen])), examples.labels[chosen])
+        knobs = phase.knobs(state.step, key)
+        old = state.variables
+        if knobs.slope is not None:
+            old = {**old, "schedule": jaxbound.nn.ramp_slopes(old["params"], knobs.slope)}
+
+        def loss_of(params: Any) -> Any:
+            return recipe.method({**old, "params": params}, batch, knobs)
+
+        (loss, (metrics, stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(old["params"])
+        updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, old["params"])
+        variables = {**old, "params": recipe.settle(settle, optax.apply_updates(old["params"], updates))}
+        if stats:
+            variables["batch_stats"] = jaxbound.nn.running_average(old["batch_stats"], stats, momentum=recipe.momentum)
         figures = {"loss": loss, **metrics}
         totals = {name: jnp.where(position == 0, 0, state.totals[name]) + figures[name] for name in state.totals}
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state, totals)
+        new = TrainState(state.step + 1, state.seed, variables, opt_state, totals)
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, gradients))]).all()
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
 
-    return step
+    together = step if len(recipe.seeds) == 1 else jax.vmap(step, (0, None, 0))
+    return jax.jit(together, donate_argnums=0)
+
+
+def _order(recipe: Recipe, size: int, *, epoch: int) -> jax.Array:
+    """The order of an epoch, [N]; of several seeds, [seeds, N]."""
+    orders = [data.permutation(size, seed=seed, epoch=epoch) for seed in recipe.seeds]
+    return jnp.asarray(orders[0] if len(orders) == 1 else np.stack(orders))
+
+
+def _enter(phase: Phase, state: TrainState, examples: data.Split) -> TrainState:
+    """The state as a phase begins with it."""
+    if phase.enter is None:
+        return state
+    return stack([each._replace(variables=phase.enter(each.variables, examples)) for each in members(state)])
 
 
 def run(state: TrainState, recipe: Recipe, split: data.Split, *, every: int) -> Iterator[TrainState]:
@@ -172,19 +223,22 @@ def run(state: TrainState, recipe: Recipe, split: data.Split, *, every: int) -> 
       Diverged: where a loss or gradient was not finite; it names the step.
     """
     examples = data.Split(*map(jnp.asarray, split))
-    warmup, main = (_compile(method, recipe) for method in (recipe.warmup, recipe.method))
-    done = int(state.step)
+    steps = {phase.begin: _compile(phase, recipe) for phase in recipe.phases}
+    done = steps_taken(state)
     while done < recipe.total_steps:
         epoch, position = divmod(done, recipe.steps_per_epoch)
-        order = jnp.asarray(data.permutation(split.size, seed=recipe.seed, epoch=epoch))
-        while position < recipe.steps_per_epoch:
-            count = min(every, recipe.steps_per_epoch - position)
-            for step in range(done, done + count):
-                state = (warmup if step < recipe.warmup_steps else main)(state, examples, order)
-            done, position = done + count, position + count
-            if int(state.step) != done:
+        order = _order(recipe, split.size, epoch=epoch)
+        end = min(done - position + recipe.steps_per_epoch, recipe.total_steps)
+        while done < end:
+            for _ in range(min(every, end - done)):
+                phase = recipe.phase(done)
+                if done == phase.begin:
+                    state = _enter(phase, state, examples)
+                state = steps[phase.begin](state, examples, order)
+                done += 1
+            if steps_taken(state) != done:
                 raise Diverged(
-                    f"training diverged: the loss or its gradient is not finite at step {int(state.step)} "
+                    f"training diverged: the loss or its gradient is not finite at step {steps_taken(state)} "
                     f"(epoch {epoch + 1}). Checkpoints are as they were; try a smaller --learning_rate, a --grad_clip "
                     "or a longer ramp in another --workdir"
                 )

@@ -7,32 +7,40 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxbound import relax
 from jaxbound.bounds import LinearBound, Planes
-from jaxbound.methods.interval import Propagation, Tighten, propagate
-from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
+from jaxbound.methods.interval import Propagation, Tighten, interval_bounds, propagate
+from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval, valid_lower
 from jaxbound.methods.replay import choose_lines, lower_rows
 from jaxbound.program import Program
 from jaxbound.rules.registry import Coefficient, Linear
-from jaxbound.sets import Array, Interval, Set, tightest
+from jaxbound.sets import Array, Interval, Set, is_set, tightest
 
 Combine = Callable[[Interval, Interval], Interval]
 
 
-def crown_ibp(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) -> Callable:
+def crown_ibp(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive, beta: Any = 1.0) -> Callable:
     """Turns a function into its CROWN-IBP bounds: interval bounds inside, one backward linear bound for the output.
+
+    With a `beta` below 1 the result is the mixture beta * CROWN-IBP + (1 - beta) * IBP that training anneals, both
+    from one walk over the intervals. It lies between the two, so it bounds whatever they bound.
 
     Args:
       fn: a JAX function of one example, as for `ibp`.
       relu: the lines around ReLUs, one of `jaxbound.relax`. With `tight` the bounds are never looser than `ibp`'s
         (with the same spec); with any other take `jaxbound.tightest` of both where that matters.
+      beta: weight of CROWN-IBP in [0, 1], a scalar, traced or not. The Python number 1 leaves out IBP's part, and 0
+        the backward pass and all that it needs.
 
     Returns:
       `bound(*args, spec=None, **kwargs)` as for `ibp`: Intervals, or lower bounds [S] of the rows of a spec.
 
     Raises:
-      UnsupportedError, ValueError: as for `ibp`.
+      UnsupportedError, ValueError: as for `ibp`; also a beta that is not one number in [0, 1]. A traced beta cannot
+        raise: outside [0, 1] or NaN it makes the bounds infinite.
 
     Example:
       >>> def model(x):
@@ -42,15 +50,24 @@ def crown_ibp(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) -> Cal
       Interval(lower=Array(-1., dtype=float32), upper=Array(0., dtype=float32))
       >>> jaxbound.crown_ibp(model)(box)
       Interval(lower=Array(-0.75, dtype=float32), upper=Array(-0.25, dtype=float32))
+      >>> jaxbound.crown_ibp(model, beta=0.5)(box)
+      Interval(lower=Array(-0.875, dtype=float32), upper=Array(-0.125, dtype=float32))
 
     References:
       Zhang et al. 2020, arXiv:1906.06316.
     """
+    check_beta(beta)
 
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        return _bounds(problem, propagate(problem.program, problem.sets, relu), spec, None)
+        if is_number(beta, 0):
+            return interval_bounds(problem, propagate(problem.program, problem.sets), spec)
+        propagation = propagate(problem.program, problem.sets, relu)
+        linear = _bounds(problem, propagation, spec, None)
+        if is_number(beta, 1):
+            return linear
+        return _mixed(beta, linear, interval_bounds(problem, propagation, spec))
 
     return bound
 
@@ -152,11 +169,13 @@ def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) ->
 
 def _bounds(problem: Problem, propagation: Propagation, spec: Any, chunk: int | None) -> Any:
     """The output's Intervals, or the lower bounds of a spec's rows."""
-    program, shapes = problem.program, jax.tree.leaves(problem.output)
+    rows = functools.partial(lower_rows, problem.program, propagation.relaxations, problem.sets)
+    return bounds_by_rows(problem, rows, spec, chunk)
 
-    def rows(spec: Sequence[Array]) -> Array:
-        return lower_rows(program, propagation.relaxations, problem.sets, spec)
 
+def bounds_by_rows(problem: Problem, rows: Callable[[Sequence[Array]], Array], spec: Any, chunk: int | None) -> Any:
+    """The same from a function that bounds any rows, at most `chunk` at once."""
+    shapes = jax.tree.leaves(problem.output)
     if spec is not None:
         spec = problem.rows(spec)
         if chunk is None or spec[0].shape[0] <= chunk:
@@ -166,22 +185,67 @@ def _bounds(problem: Problem, propagation: Propagation, spec: Any, chunk: int | 
     for k, shape in enumerate(shapes):
         others = [jnp.zeros(other.shape, other.dtype) for other in shapes]
         boxes.append(
-            _unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunk)
+            unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunk)
         )
     return jax.tree.unflatten(jax.tree.structure(problem.output), [valid_interval(*box) for box in boxes])
 
 
-def _unit_rows(rows: Callable[[Array], Array], shape: jax.ShapeDtypeStruct, chunk: int | None) -> Interval:
-    """Lower and upper bounds of every element of an array, one row for each, made in chunks."""
+def check_beta(beta: Any) -> None:
+    """Raises on a weight that is known to be invalid."""
+    if np.ndim(beta):
+        raise ValueError(f"beta must be one number, got the shape {list(np.shape(beta))}; batches go through jax.vmap")
+    if not isinstance(beta, Tracer) and not 0 <= beta <= 1:
+        raise ValueError(f"beta, the weight of CROWN-IBP, must lie in [0, 1], got {beta}")
+
+
+def is_number(beta: Any, value: int) -> bool:
+    """Whether a weight is known to be this number when the function is traced."""
+    return isinstance(beta, int | float | np.number) and beta == value
+
+
+def blend(beta: Any, first: Array, second: Array) -> Array:
+    """beta * first + (1 - beta) * second; NaN for a beta outside [0, 1].
+
+    A weight of zero leaves out its term even where that is infinite.
+    """
+    beta = jnp.asarray(beta, first.dtype)
+    beta = jnp.where((beta >= 0) & (beta <= 1), beta, jnp.nan)
+
+    def part(weight: Array, value: Array) -> Array:
+        return weight * jnp.where((weight == 0) & ~jnp.isfinite(value), 0, value)
+
+    return part(beta, first) + part(1 - beta, second)
+
+
+def _mixed(beta: Any, linear: Any, interval: Any) -> Any:
+    """Bounds between those of two methods, of the same form: Intervals, or lower bounds of rows."""
+
+    def pair(a: Any, b: Any) -> Any:
+        if isinstance(a, Interval):
+            return valid_interval(blend(beta, a.lower, b.lower), blend(beta, a.upper, b.upper))
+        return valid_lower(blend(beta, a, b))
+
+    return jax.tree.map(pair, linear, interval, is_leaf=is_set)
+
+
+def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, chunk: int | None) -> Any:
+    """Lower and upper bounds of every element of an array, one row for each, made in chunks.
+
+    Bounds are numbers or, where `rows` returns a pytree, whatever that holds; each leaf becomes an Interval.
+    """
     size = math.prod(shape.shape)
 
-    def bound(index: Array) -> Array:
+    def bound(index: Array) -> Any:
         unit = jax.nn.one_hot(index % size, size, dtype=shape.dtype).reshape(shape.shape)
-        return rows(jnp.where(index < size, unit, -unit))[0]
+        return jax.tree.map(lambda row: row[0], rows(jnp.where(index < size, unit, -unit)))
+
+    def ends(values: Array) -> Interval:
+        values = values.reshape(2, *shape.shape, *values.shape[1:])
+        return Interval(values[0], -values[1])
 
     index = jnp.arange(2 * size)
     values = jax.vmap(bound)(index) if chunk is None else jax.lax.map(bound, index, batch_size=min(chunk, 2 * size))
-    return Interval(values[:size].reshape(shape.shape), -values[size:].reshape(shape.shape))
+    return jax.tree.map(ends, values)
 
 
 def _tighten_by_crown(program: Program, sets: Sequence[Set], chunk: int, combine: Combine) -> Tighten:
@@ -194,7 +258,7 @@ def _tighten_by_crown(program: Program, sets: Sequence[Set], chunk: int, combine
             return box
         needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
         shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-        found = _unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, chunk)
+        found = unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, chunk)
         return valid_interval(*combine(box, found))
 
     return tighten

@@ -84,10 +84,8 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             layers.update({f"{prefix}/{name}": box for name, box in inner.layers.items()})
             return results
         rule = rule_of(equation, mask)
-        if isinstance(rule, Linear):
-            return _linear(rule, equation, operands, mask)
-        if isinstance(rule, Coefficient):
-            return [_coefficient(rule, equation, operands, mask)]
+        if not isinstance(rule, Nonlinear):
+            return linear_image(rule, equation, operands, mask)
         cuts.extend(equation.outputs)
         operands = [
             bounding_box(improved(slot, x)) if flag else x
@@ -130,6 +128,18 @@ def _relax(rule: Nonlinear, equation: Equation, operands: list[Any], result: Int
 
 
 # Intervals through linear equations.
+
+
+def linear_image(
+    rule: Linear | Coefficient, equation: Equation, operands: list[Any], mask: Sequence[bool]
+) -> Sequence[Set]:
+    """The results of a linear equation: W+ lower + W- upper and its mirror image, W+ + W- = W split by signs.
+
+    For Intervals this is what is computed even if their ends are not ordered.
+    """
+    if isinstance(rule, Linear):
+        return _linear(rule, equation, operands, mask)
+    return [_coefficient(rule, equation, operands, mask)]
 
 
 def _linear(rule: Linear, equation: Equation, operands: list[Any], mask: Sequence[bool]) -> Sequence[Set]:
@@ -256,23 +266,33 @@ def ibp(fn: Callable) -> Callable:
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        propagation = propagate(problem.program, problem.sets)
-        if spec is not None:
-            return _elided(problem, propagation, spec)
-        boxes = [valid_interval(*box) for box in propagation.boxes(problem.program.outputs)]
-        return jax.tree.unflatten(jax.tree.structure(problem.output), boxes)
+        return interval_bounds(problem, propagate(problem.program, problem.sets), spec)
 
     return bound
 
 
+def interval_bounds(problem: Problem, propagation: Propagation, spec: Any) -> Any:
+    """The Intervals of the outputs, or with a spec the elided lower bounds of its rows."""
+    if spec is not None:
+        return _elided(problem, propagation, spec)
+    boxes = [valid_interval(*box) for box in propagation.boxes(problem.program.outputs)]
+    return jax.tree.unflatten(jax.tree.structure(problem.output), boxes)
+
+
 def _elided(problem: Problem, propagation: Propagation, spec: Any) -> Array:
     """A linear bound run from the spec back to the last nonlinear results, concretised on their intervals."""
+    tail, sets = linear_tail(problem, propagation)
+    return lower_rows(tail, {}, sets, problem.rows(spec))
+
+
+def linear_tail(problem: Problem, propagation: Propagation) -> tuple[Program, list[Set]]:
+    """The equations after the last nonlinear results, and those results' sets."""
     program = problem.program
     tail = program.cone(program.outputs, propagation.cuts)
     values = [propagation.values[slot] for slot in tail.inputs]
     # A loop may have results that depend on no set.
     tail = tail.specialize([None if is_set(value) else value for value in values])
-    return lower_rows(tail, {}, [value for value in values if is_set(value)], problem.rows(spec))
+    return tail, [value for value in values if is_set(value)]
 
 
 def layer_bounds(fn: Callable) -> Callable:
@@ -282,8 +302,9 @@ def layer_bounds(fn: Callable) -> Callable:
       fn: as for `ibp`.
 
     Returns:
-      `layers(*args, **kwargs)`, which returns a dictionary from a label "index operation file.py:line" (the user's
-      source) to an Interval, in the order of evaluation; inside a loop stacked over its steps.
+      `layers(*args, spec=None, **kwargs)`, which returns a dictionary from a label "index operation file.py:line" (the
+      user's source) to an Interval, in the order of evaluation; inside a loop stacked over its steps. With a spec
+      [S, *out] it returns a pair: the lower bounds [S] that `ibp` has for the spec, and the dictionary, from one walk.
 
     Example:
       >>> layers = jaxbound.layer_bounds(jax.nn.relu)(jaxbound.linf_ball(jnp.array([0.5]), 0.25))
@@ -295,8 +316,10 @@ def layer_bounds(fn: Callable) -> Callable:
     """
 
     @functools.wraps(fn)
-    def layers(*args: Any, **kwargs: Any) -> dict[str, Interval]:
+    def layers(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        return dict(propagate(problem.program, problem.sets).layers)
+        propagation = propagate(problem.program, problem.sets)
+        boxes = dict(propagation.layers)
+        return boxes if spec is None else (interval_bounds(problem, propagation, spec), boxes)
 
     return layers

@@ -11,10 +11,23 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
-from jaxbound.rules.piecewise import clip_interval, relax_clip
+from jaxbound.rules.piecewise import as_box, clip_interval, ramp_lines, relax_clip
 from jaxbound.rules.registry import Nonlinear
-from jaxbound.rules.relaxation import Relaxation, Scalar, choose, concave, convex, parallel, sigmoidal
+from jaxbound.rules.relaxation import (
+    Affine,
+    Relaxation,
+    Scalar,
+    choose,
+    concave,
+    constant,
+    convex,
+    line,
+    parallel,
+    sigmoidal,
+)
 from jaxbound.rules.smooth import derivative, increasing
 from jaxbound.sets import Array, Interval
 
@@ -188,7 +201,27 @@ def _alone(fn: Callable) -> Callable:
     return functools.wraps(fn)(lambda x: fn(x))
 
 
-_HARD_TANH = Nonlinear(lambda x, **_: clip_interval(-1.0, x, 1.0), lambda x, **_: relax_clip(-1.0, x, 1.0))
+def _clip(x: Array, low: Array, high: Array) -> Array:
+    """Raises a TypeError, as any call that is not the one we know, where x would change its shape or type."""
+    clipped = jnp.clip(x, low, high)
+    if (clipped.shape, clipped.dtype) != (x.shape, x.dtype):
+        raise TypeError("only operands of one shape and type are bounded together")
+    return clipped
+
+
+def _clipping(low: float, high: float) -> Nonlinear:
+    """A function that clips to two numbers."""
+
+    def relax(x: Interval, *, relu: Any, **_: Any) -> Relaxation:
+        return relax_clip(low, x, high, relu=relu)
+
+    return Nonlinear(lambda x, **_: clip_interval(low, x, high), relax)
+
+
+_CLIP = Nonlinear(
+    lambda x, low, high, **_: clip_interval(low, x, high),
+    lambda x, low, high, *, relu, **_: relax_clip(low, x, high, relu=relu),
+)
 
 for _function, _rule in (
     (jax.nn.leaky_relu, Nonlinear(_leaky_interval, _relax_leaky, (0,))),
@@ -202,6 +235,78 @@ for _function, _rule in (
     (jax.nn.sparse_plus, increasing(jax.nn.sparse_plus, convex)),
     (jax.nn.soft_sign, increasing(jax.nn.soft_sign, sigmoidal)),
     (jax.nn.hard_silu, curved(jax.nn.hard_silu, (-1.5,), _hard_silu_critical)),
-    (jax.nn.hard_tanh, _HARD_TANH),
+    (jax.nn.hard_tanh, _clipping(-1.0, 1.0)),
+    (jax.nn.relu6, _clipping(0.0, 6.0)),
 ):
     _NAMED[_function.__name__] = Named(_function, _rule)
+_NAMED["clip"] = Named(_clip, _CLIP)
+
+
+# The ramp.
+
+
+def ramp(x: Array, top: Array, slope: Array = 0.0) -> Array:
+    """A leaky ReLU that bends back at a top: slope * x + (1 - slope) * clip(x, 0, top), elementwise.
+
+    That is slope * x below zero, x up to `top` and slope * x + (1 - slope) * top above; with top = inf the leaky ReLU,
+    whose derivative with respect to `top` is zero. Bounds keep it whole: linear ones take its lines from the `relu`
+    strategy.
+
+    Args:
+      x: any shape.
+      top: at least 0, may be infinite; broadcasts with x. It may be a set too (a perturbed parameter).
+      slope: in [0, 1], where the ramp is monotone; broadcasts with x.
+
+    Returns:
+      The shape of x, top and slope together.
+
+    Raises:
+      ValueError: a slope is outside [0, 1]. Where that shows only under `jit`, bounds are infinite.
+
+    Example:
+      >>> jaxbound.ramp(jnp.array([-1.0, 0.5, 3.0]), 2.0, 0.25)
+      Array([-0.25,  0.5 ,  2.25], dtype=float32)
+
+    References:
+      Lyu et al. 2021, CVPR, section 4 (ParamRamp).
+    """
+    if not isinstance(slope, Tracer) and not np.all((np.asarray(slope) >= 0) & (np.asarray(slope) <= 1)):
+        raise ValueError(f"the slope of a ramp must lie in [0, 1], got {slope}")
+    dtype = jnp.result_type(x, top, slope, 1.0)
+    shape = jnp.broadcast_shapes(*(jnp.shape(each) for each in (x, top, slope)))
+    x, top = (jnp.broadcast_to(jnp.asarray(each, dtype), shape) for each in (x, top))
+    return _jitted_ramp(x, top, jnp.asarray(slope, dtype))
+
+
+def _ramp(x: Array, top: Array, slope: Array) -> Array:
+    """Of one type, x and top of one shape."""
+    return slope * x + (1 - slope) * jnp.minimum(jax.nn.relu(x), top)
+
+
+def _ramp_interval(x: Any, top: Any, slope: Array, **_: Any) -> Interval:
+    """The ramp grows with x and with its top."""
+    ends = [_ramp(*each, slope) for each in zip(as_box(x), as_box(top), strict=True)]
+    return Interval(*(jnp.where((slope >= 0) & (slope <= 1), end, jnp.nan) for end in ends))
+
+
+def _relax_ramp(x: Any, top: Any, slope: Array, *, relu: Any, **_: Any) -> Relaxation:
+    """The strategy's lines; of a top that is a set, those for its lower end below and for its upper end above."""
+    if not isinstance(x, Interval):
+        return constant(top, *_ramp_interval(x, top, slope))
+    if not isinstance(top, Interval):
+        return _lines_of_ramp(x, top, slope, relu)
+    sides = _lines_of_ramp(x, top.lower, slope, relu).lower, _lines_of_ramp(x, top.upper, slope, relu).upper
+    flat = jnp.zeros_like(top.lower)
+    return Relaxation(*(Affine((*side.slopes, flat), side.intercept) for side in sides))
+
+
+def _lines_of_ramp(x: Interval, top: Array, slope: Array, relu: Any) -> Relaxation:
+    """A top below zero is one at zero of a function that lies lower."""
+    lines = ramp_lines(x, slope, jnp.maximum(top, 0), relu)
+    shift = (1 - slope) * jnp.minimum(top, 0)
+    return Relaxation(*(line(side.slopes[0], side.intercept + shift) for side in lines))
+
+
+_ramp.__name__ = "ramp"  # in labels and errors
+_jitted_ramp = jax.jit(_ramp)
+_NAMED["ramp"] = Named(_ramp, Nonlinear(_ramp_interval, _relax_ramp, (0, 1)))

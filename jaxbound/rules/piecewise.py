@@ -1,5 +1,6 @@
 """Piecewise linear primitives: maxima, minima, absolute value, clipping, steps."""
 
+import inspect
 from typing import Any
 
 import jax
@@ -10,7 +11,8 @@ from jaxbound.rules.relaxation import Affine, Relaxation, constant, convex, flip
 from jaxbound.sets import Array, Interval
 
 
-def _box(x: Any) -> Interval:
+def as_box(x: Any) -> Interval:
+    """An array as the interval that holds only it."""
     return x if isinstance(x, Interval) else Interval(x, x)
 
 
@@ -22,7 +24,7 @@ def _negated(x: Any) -> Any:
 
 
 def _max_interval(x: Any, y: Any, **_: Any) -> Interval:
-    x, y = _box(x), _box(y)
+    x, y = as_box(x), as_box(y)
     return Interval(jnp.maximum(x.lower, y.lower), jnp.maximum(x.upper, y.upper))
 
 
@@ -55,7 +57,7 @@ def _relax_min(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
 
 
 def _min_interval(x: Any, y: Any, **_: Any) -> Interval:
-    x, y = _box(x), _box(y)
+    x, y = as_box(x), as_box(y)
     return Interval(jnp.minimum(x.lower, y.lower), jnp.minimum(x.upper, y.upper))
 
 
@@ -63,35 +65,60 @@ register("max", Nonlinear(_max_interval, _relax_max))
 register("min", Nonlinear(_min_interval, _relax_min))
 
 
-# Clipping to constants.
+# clip(x, low, high) = low + ramp(x - low), with high - low as the ramp's top.
 
 
-def clip_interval(low: Array, x: Interval, high: Array, **_: Any) -> Interval:
-    """clip(x, low, high) on an interval."""
-    return Interval(jnp.clip(x.lower, low, high), jnp.clip(x.upper, low, high))
+def ramp_lines(x: Interval, slope: Array, top: Array, relu: Any) -> Relaxation:
+    """The strategy's lines for slope * x + (1 - slope) * clip(x, 0, top), 0 <= slope <= 1, top >= 0.
 
-
-def relax_clip(low: Array, x: Interval, high: Array, **_: Any) -> Relaxation:
-    """Exact where x stays on one piece; lines through the bends elsewhere.
-
-    Above: from (lower, f(lower)) to the bend at `high`, or the constant `high`, whichever encloses less; below: its
-    mirror image.
+    Of a strategy that takes no top, those for the difference of two bends, leaky(x) - (1 - slope) * relu(x - top).
     """
-    upper = _cap(x, low, high)
-    mirrored = _cap(_negated(x), -jnp.asarray(high), -jnp.asarray(low))
-    return Relaxation(line(mirrored.slopes[0], -mirrored.intercept), upper)
+    try:
+        inspect.signature(relu).bind(x, slope, top)
+    except TypeError:
+        top = jnp.minimum(top, x.upper + 1)  # any top above the interval is the same function; inf has no lines
+        first, second = relu(x, slope), relu(Interval(x.lower - top, x.upper - top), 0.0)
+        sides = ((a, _shifted(b, top)) for a, b in zip(first, reversed(second), strict=True))
+        gain = 1 - slope  # _shifted(b, top) is about max(x, top)
+        return Relaxation(
+            *(line(a.slopes[0] - gain * b.slopes[0], a.intercept - gain * (b.intercept - top)) for a, b in sides)
+        )
+    return relu(x, slope, top)
 
 
-def _cap(x: Interval, low: Array, high: Array) -> Affine:
-    """The upper line of a clip."""
-    start, stop = jnp.clip(x.lower, low, high), jnp.clip(x.upper, low, high)
-    bend = jnp.minimum(x.upper, jnp.maximum(high, x.lower))  # where the rising piece ends
-    run = bend - x.lower
-    rise = jnp.where(run > 0, (jnp.clip(bend, low, high) - start) / jnp.where(run > 0, run, 1), 0)
-    (rises,) = settled((x.upper - bend) <= run)  # the longer part decides
-    slope = jnp.where(rises, rise, 0)
-    intercept = jnp.where(rises, start - rise * x.lower, stop)
-    return line(slope, intercept)
+def clip_interval(low: Any, x: Any, high: Any, **_: Any) -> Interval:
+    """clip(x, low, high) on an interval."""
+    return _min_interval(_max_interval(x, low), high)
+
+
+def relax_clip(low: Any, x: Any, high: Any, *, relu: Any, **_: Any) -> Relaxation:
+    """The strategy's lines for a ramp; where an end is a set, those for a minimum of a maximum."""
+    if isinstance(low, Interval) or isinstance(high, Interval):
+        return _relax_clip_to_sets(low, x, high, relu)
+    low, high = (jnp.asarray(end, jnp.result_type(x.lower)) for end in (low, high))
+    low = jnp.maximum(low, x.lower - 1)  # any end below the interval is the same function; -inf has no lines
+    low = jnp.minimum(low, high)  # of ends that are crossed the higher one counts
+    lines = ramp_lines(Interval(x.lower - low, x.upper - low), 0.0, high - low, relu)
+    return Relaxation(*(_shifted(side, low) for side in lines))
+
+
+def _relax_clip_to_sets(low: Any, x: Any, high: Any, relu: Any) -> Relaxation:
+    inner = _max_interval(x, low)
+    if not (isinstance(x, Interval) or isinstance(low, Interval)):
+        return _relax_min(inner.lower, high, relu=relu)
+    return _composed(_relax_min(inner, high, relu=relu), _relax_max(x, low, relu=relu))
+
+
+def _composed(outer: Relaxation, inner: Relaxation) -> Relaxation:
+    """The relaxation of a function whose first operand is the result of another."""
+
+    def side(line: Affine, same: Affine, opposite: Affine) -> Affine:
+        slope, *others = line.slopes
+        (grows,) = settled(slope >= 0)
+        chosen = jax.tree.map(lambda a, b: slope * jnp.where(grows, a, b), same, opposite)
+        return Affine((*chosen.slopes, *others), chosen.intercept + line.intercept)
+
+    return Relaxation(side(outer.lower, inner.lower, inner.upper), side(outer.upper, inner.upper, inner.lower))
 
 
 register("clamp", Nonlinear(clip_interval, relax_clip, (1,)))

@@ -1,3 +1,4 @@
+import collections
 import itertools
 import os
 import pathlib
@@ -48,8 +49,8 @@ def test_sample_holds_every_digit_once(sample):
     found = [
         np.concatenate([s.images.reshape(s.size, -1), s.labels[:, None]], axis=1) for s in (sample.train, sample.test)
     ]
-    order = lambda rows: rows[np.lexsort(rows.T)]  # noqa: E731
-    np.testing.assert_array_equal(order(np.concatenate(found)), order(expected))
+    count = lambda rows: collections.Counter(row.astype(np.uint8).tobytes() for row in rows)  # noqa: E731
+    assert count(np.concatenate(found)) == count(expected)
 
 
 def test_prepared_set_is_read_in_order_without_a_network(prepared, monkeypatch):
@@ -73,6 +74,62 @@ def test_cifar10_knows_its_normalisation(tmp_path, monkeypatch):
     assert len(dataset.mean) == len(dataset.std) == 3
 
 
+def test_fashion_mnist_is_not_normalised(tmp_path, monkeypatch):
+    arrays = tiny_data.write_idx_files(tmp_path / "raw", monkeypatch, name="fashion_mnist")
+    builders.prepare("fashion_mnist", data_dir=tmp_path, raw_dir=tmp_path / "raw")
+    dataset = data.load("fashion_mnist", tmp_path)
+    np.testing.assert_array_equal(dataset.train.images, arrays["train"][0])
+    assert (dataset.num_classes, dataset.mean, dataset.std) == (10, None, None)
+
+
+@pytest.fixture(name="tiny_imagenet")
+def fixture_tiny_imagenet(tmp_path, monkeypatch):
+    """A prepared TinyImageNet of a few images: its directory and its arrays."""
+    arrays = tiny_data.write_tiny_imagenet(tmp_path / "raw", monkeypatch)
+    builders.prepare("tiny_imagenet", data_dir=tmp_path / "data", raw_dir=tmp_path / "raw")
+    return tmp_path / "data", arrays
+
+
+def test_tiny_imagenet_is_tested_on_its_validation_set(tiny_imagenet, monkeypatch):
+    data_dir, arrays = tiny_imagenet
+    monkeypatch.setattr(socket, "getaddrinfo", no_network)
+    dataset = data.load("tiny_imagenet", data_dir)
+    for split, official in ((dataset.train, "train"), (dataset.test, "validation")):
+        np.testing.assert_array_equal(split.images, arrays[official][0])
+        np.testing.assert_array_equal(split.labels, arrays[official][1])
+    assert (dataset.shape, dataset.num_classes) == ((64, 64, 3), 200)
+    assert dataset.mean == (0.4802, 0.4481, 0.3975)
+    assert dataset.std == (0.2302, 0.2265, 0.2262)
+
+
+def test_any_run_of_tiny_imagenet_is_of_all_classes(tiny_imagenet):
+    labels = data.load("tiny_imagenet", tiny_imagenet[0]).train.labels
+    np.testing.assert_array_equal(labels, list(range(len(tiny_data.WNIDS))) * tiny_data.EACH)
+
+
+def test_damaged_tiny_imagenet(tiny_imagenet):
+    folder = builders.prepared_dir("tiny_imagenet", tiny_imagenet[0])
+    (path,) = folder.glob("tiny_imagenet-validation.array_record*")
+    truncate(path)
+    with pytest.raises(data.DataError, match=f"the validation split of tiny_imagenet in {folder} is truncated"):
+        data.load("tiny_imagenet", tiny_imagenet[0])
+
+
+def test_images_of_another_size_are_damaged(tiny_imagenet, monkeypatch):
+    monkeypatch.setattr(builders.BUILDERS["tiny_imagenet"], "SHAPE", (56, 56, 3))
+    with pytest.raises(data.DataError, match="the train split of tiny_imagenet .* is truncated or damaged .*reshape"):
+        data.load("tiny_imagenet", tiny_imagenet[0])
+
+
+@pytest.mark.parametrize("chunk", [1, 7, tiny_data.TRAIN])
+def test_chunks_leave_the_order_alone(prepared, monkeypatch, chunk):
+    data_dir, arrays = prepared
+    monkeypatch.setattr(data, "_CHUNK", chunk)
+    dataset = data.load("mnist", data_dir)
+    np.testing.assert_array_equal(dataset.train.images, arrays["train"][0])
+    np.testing.assert_array_equal(dataset.train.labels, arrays["train"][1])
+
+
 def test_reading_needs_no_tensorflow(prepared, tmp_path):
     """A module in front of TensorFlow makes its import fail, wherever it is asked for."""
     data_dir, _ = prepared
@@ -91,7 +148,7 @@ def test_reading_needs_no_tensorflow(prepared, tmp_path):
 
 def test_unknown_name():
     with pytest.raises(
-        data.DataError, match="no data set 'svhn': choose one of mnist, fashion_mnist, cifar10, mnist_5k"
+        data.DataError, match="no data set 'svhn': choose one of mnist, fashion_mnist, cifar10, tiny_imagenet, mnist_5k"
     ):
         data.load("svhn")
 
@@ -158,6 +215,14 @@ def test_plain_tfds_reads_it(prepared):
     source = tfds.data_source("mnist", split="test", data_dir=data_dir)
     assert len(source) == tiny_data.TEST
     np.testing.assert_array_equal(source[3]["image"], arrays["test"][0][3])
+
+
+def test_plain_tfds_reads_tiny_imagenet(tiny_imagenet):
+    data_dir, arrays = tiny_imagenet
+    source = tfds.builder_from_directory(data_dir / "tiny_imagenet" / "1.0.0").as_data_source("validation")
+    for index in (0, 1):  # greyscale and coloured
+        np.testing.assert_array_equal(source[index]["image"], arrays["validation"][0][index])
+        assert source[index]["label"] == arrays["validation"][1][index]
 
 
 def make_split(size):

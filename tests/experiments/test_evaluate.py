@@ -4,6 +4,7 @@ import pytest
 
 import jaxbound
 from experiments.common import data, evaluate
+from experiments.common.models import Network
 from tests.experiments.tiny_runs import config
 
 # Two classes and one pixel p: the margin of class 0 is 2p - 1, so a digit p of class 0 holds up to radius p - 1/2.
@@ -12,17 +13,18 @@ SPLIT = data.Split(PIXELS.astype(np.uint8).reshape(-1, 1, 1, 1), np.zeros(6, np.
 RADII = np.maximum(PIXELS / 255 - 0.5, 0)
 
 
-def apply(params, x):
+def apply(variables, x):
     flat = x.reshape(*x.shape[:-3], -1)
-    return params["scale"] * jnp.concatenate([flat, 1 - flat], axis=-1)
+    return variables["scale"] * jnp.concatenate([flat, 1 - flat], axis=-1)
 
 
 PARAMS = {"scale": jnp.array(3.0)}
+NETWORK = Network(apply, None, PARAMS, 2)
 
 
 def evaluation(split=SPLIT, **changes):
     flags = config("unused", eval_methods=("ibp", "crown_ibp", "crown"), eval_batch_size=4, **changes)
-    return evaluate.Evaluation(apply, flags, split, num_classes=2)
+    return evaluate.Evaluation(NETWORK, flags, split)
 
 
 @pytest.mark.parametrize("radius", [0.01, 0.1, 0.25, 0.45])
@@ -106,7 +108,7 @@ def test_the_attack_does_not_depend_on_the_batch():
     options = {"eval_radii": (0.1,), "pgd_steps": 0, "pgd_restarts": 1}
     first = evaluation(split, **options).full(PARAMS)["pgd_error"]
     flags = config("unused", eval_batch_size=7, **options)
-    assert evaluate.Evaluation(apply, flags, split, num_classes=2).full(PARAMS)["pgd_error"] == first
+    assert evaluate.Evaluation(NETWORK, flags, split).full(PARAMS)["pgd_error"] == first
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
@@ -117,7 +119,7 @@ def test_crown_at_further_radii_only_where_asked(everywhere):
 
 
 def test_a_nan_verifies_nothing():
-    check = evaluate.verifier(apply, jaxbound.ibp, num_classes=2)
+    check = evaluate.verifier(NETWORK, config("unused"), jaxbound.ibp)
     passed = check({"scale": jnp.array(jnp.nan)}, SPLIT, 0.01)
     assert not np.asarray(passed).any()
 
@@ -129,7 +131,7 @@ def test_a_check_compiles_once():
         traced.append(fn)
         return jaxbound.ibp(fn)
 
-    check = evaluate.verifier(apply, counted, num_classes=2)
+    check = evaluate.verifier(NETWORK, config("unused"), counted)
     for start in (0, 2):
         check(PARAMS, data.Split(*(leaf[start : start + 4] for leaf in SPLIT)), 0.1 * (start + 1))
     assert len(traced) == 1
@@ -138,3 +140,27 @@ def test_a_check_compiles_once():
 def test_no_examples_left():
     held = evaluate.holds(None, SPLIT, chosen=np.array([], int), batch_size=4, title="none")
     assert held.tolist() == [False] * 6
+
+
+@pytest.mark.parametrize("norm", ["2", "1"])
+def test_other_norms(norm):
+    """Two equal pixels: a margin of 2p - 1 for their mean p falls by 2 sqrt(1/2) r in l_2, and by r in l_1."""
+
+    def mean(variables, x):
+        p = x.mean(axis=(-3, -2, -1), keepdims=False)[..., None]
+        return variables["scale"] * jnp.concatenate([p, 1 - p], axis=-1)
+
+    network = Network(mean, None, PARAMS, 2)
+    split = data.Split(np.repeat(SPLIT.images, 2, axis=1), SPLIT.labels)
+    flags = config("unused", norm=norm, clip=False, eval_methods=("ibp", "crown_ibp"), eval_batch_size=4)
+    subject = evaluate.Evaluation(network, flags, split)
+    share = {"2": np.sqrt(0.5), "1": 0.5}[norm]
+    for radius in (0.1, 0.29, 0.55):
+        exact = pytest.approx(100 * np.mean(RADII <= share * radius), abs=1e-3)
+        assert subject.curve(PARAMS, [radius]) == [exact]
+
+
+def test_attacked_errors():
+    subject = evaluation(pgd_steps=20, pgd_step_size=0.1)
+    errors = subject.attacked(PARAMS, [0.1, 0.25], size=4)
+    assert errors == [pytest.approx(100 * np.mean(RADII[:4] <= radius)) for radius in (0.1, 0.25)]

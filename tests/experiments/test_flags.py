@@ -1,12 +1,12 @@
-import dataclasses
 import pathlib
 
 import pytest
 from absl import flags as absl_flags
 
-from experiments import mnist_ibp
+from experiments import cifar10_crown_ibp, cifar10_ibp, mnist_crown_ibp, mnist_global, mnist_ibp, tinyimagenet_ibp
 from experiments.common import flags
-from experiments.common.flags import Config, UserError
+from experiments.common.flags import Config, GlobalConfig, UserError
+from experiments.common.published import ROWS
 
 FLAGFILES = sorted((pathlib.Path(flags.__file__).parents[1] / "flags").glob("*.flags"))
 
@@ -15,7 +15,7 @@ def parse(*arguments, defaults=mnist_ibp.DEFAULTS):
     values = absl_flags.FlagValues()
     flags.define(defaults, values)
     values(["program", *arguments])
-    return flags.read(values)
+    return flags.read(defaults, values)
 
 
 def test_no_flags_give_the_defaults():
@@ -25,22 +25,43 @@ def test_no_flags_give_the_defaults():
 
 def test_every_kind_of_value():
     config = parse(
-        "--epochs=7", "--radius=0.25", "--eval_only", "--ramp=smoothed", "--eval_radii=0.1, 0.2", "--lr_milestones=3,4"
+        "--epochs=70", "--radius=0.25", "--eval_only", "--ramp=smoothed", "--eval_radii=0.1, 0.2", "--lr_milestones=3,4"
     )
-    assert (config.epochs, config.radius, config.eval_only, config.ramp) == (7, 0.25, True, "smoothed")
+    assert (config.epochs, config.radius, config.eval_only, config.ramp) == (70, 0.25, True, "smoothed")
     assert (config.eval_radii, config.lr_milestones) == ((0.1, 0.2), (3, 4))
     assert parse("--noeval_only", "--lr_milestones=").lr_milestones == ()
 
 
+def program_of(name):
+    """The program that a flagfile is for."""
+    if name.startswith("tinyimagenet"):
+        return tinyimagenet_ibp
+    if name.startswith("cifar10"):
+        return cifar10_crown_ibp if "crown" in name or "fusion" in name else cifar10_ibp
+    return mnist_global if "global" in name else mnist_crown_ibp if "crown" in name else mnist_ibp
+
+
 @pytest.mark.parametrize("path", FLAGFILES, ids=lambda path: path.stem)
-def test_every_flagfile_is_valid_and_complete(path):
-    names = [line.split("=")[0].removeprefix("--") for line in path.read_text().splitlines() if line.startswith("--")]
+def test_every_flagfile_is_valid(path):
+    text = path.read_text()
+    names = [line.split("=")[0].removeprefix("--") for line in text.splitlines() if line.startswith("--")]
     assert len(set(names)) == len(names)
-    config = parse(f"--flagfile={path}")
+    program = program_of(path.stem)
+    config = parse(f"--flagfile={path}", defaults=program.DEFAULTS)
     assert config.workdir == f"runs/{path.stem}"
-    recipe = {field.name for field in dataclasses.fields(Config) if field.metadata.get("defines_run")}
-    unsaid = {"validation_size", "seed", "lr_milestones", "lr_decay", "grad_clip", "ramp"}
-    assert recipe - unsaid <= set(names)
+    assert text.startswith("#")
+    if program is not mnist_ibp:
+        assert f"experiments.{program.NAME}" in text
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+def test_every_published_row_has_its_flagfile(row):
+    (path,) = [path for path in FLAGFILES if path.stem == row.name]
+    assert program_of(path.stem).NAME == row.program
+    config = parse(f"--flagfile={path}", defaults=program_of(path.stem).DEFAULTS)
+    for radius in row.radii:
+        assert any(abs(radius - other) < 1e-6 for other in config.eval_radii)
+    assert row.method in config.eval_methods
 
 
 def test_the_published_recipe():
@@ -77,3 +98,41 @@ def test_the_published_recipe():
 def test_a_bad_value_is_named(argument, error, message):
     with pytest.raises(error, match=message):
         parse(argument)
+
+
+@pytest.mark.parametrize(
+    "argument, message",
+    [
+        ("--beta_end=1.5", "--beta_end=1.5 is too large"),
+        ("--weights=steep", "--weights=steep is unknown: choose from arithmetic"),
+        ("--weight_list=0.5,0.5", "has 2 values for --radii=4"),
+        ("--weight_list=0.1,0.2,0.3,0.4", "--weight_list=0.1,0.2,0.3,0.4: .*decreas"),
+        ("--weight_list=0.4,0.3,0.2,0.05", "--weight_list=0.4,0.3,0.2,0.05: .*sum"),
+        ("--radius_shares=0.5,1", "--radius_shares has 2 values for --radii=4"),
+    ],
+)
+def test_a_bad_value_of_global_training_is_named(argument, message):
+    with pytest.raises(UserError, match=message):
+        parse(argument, defaults=mnist_global.DEFAULTS)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ("--epochs=20", "--ramp_epochs=19"),
+            "longer than the run: --warmup_epochs=2 and --ramp_epochs=19",
+        ),
+        (("--slope_end=0",), "only --activation=leaky_ramp has"),
+    ],
+)
+def test_values_that_do_not_fit_together(arguments, message):
+    with pytest.raises(UserError, match=message):
+        parse(*arguments)
+
+
+def test_radii_and_weights_of_global_training():
+    given = GlobalConfig(weight_list=(0.7, 0.3), radii=2, radius_shares=(0.25, 1.0))
+    assert (tuple(given.radius_weights()), given.shares()) == ((0.7, 0.3), (0.25, 1.0))
+    assert tuple(GlobalConfig(radii=4).radius_weights()) == pytest.approx((0.4, 0.3, 0.2, 0.1))
+    assert GlobalConfig(radii=4).shares() == (0.25, 0.5, 0.75, 1.0)

@@ -10,8 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from experiments import mnist_ibp
-from experiments.common import checkpoints, data, metrics, run, train
+from experiments.common import checkpoints, data, methods, metrics, run, train
 from experiments.common.flags import UserError
 from tests.experiments import tiny_runs
 
@@ -87,7 +86,7 @@ def test_the_same_seed_gives_the_same_numbers(tiny, uninterrupted, tmp_path):
 
 
 def test_resuming_at_an_epoch_changes_nothing(tiny, uninterrupted, tmp_path, capsys):
-    tiny_runs.train(tmp_path, epochs=3)
+    tiny_runs.train(tmp_path, max_steps=3 * STEPS_PER_EPOCH)
     tiny_runs.train(tmp_path)
     assert "resuming" in capsys.readouterr().out
     assert_same(saved(tmp_path), saved(uninterrupted))
@@ -95,14 +94,14 @@ def test_resuming_at_an_epoch_changes_nothing(tiny, uninterrupted, tmp_path, cap
 
 
 def test_a_finished_run_is_only_evaluated(tiny, uninterrupted, tmp_path):
-    def no_training(apply, num_classes):
-        def method(params, batch, knobs):
+    def no_training(network, config):
+        def bound(variables, image, label, knobs):
             raise AssertionError("a finished run must not be trained")
 
-        return method
+        return bound
 
     before = saved(uninterrupted)
-    results = tiny_runs.train(uninterrupted, method=no_training)
+    results = tiny_runs.train(uninterrupted, bound=no_training)
     assert results["epoch"] == EPOCHS
     assert_same(saved(uninterrupted), before)
 
@@ -168,18 +167,18 @@ def test_eval_only_trains_nothing(tiny, uninterrupted):
 
 
 def test_the_best_checkpoint_is_kept_and_evaluated(tiny, tmp_path):
-    def forgetting(apply, num_classes):
+    def forgetting(network, config):
         """Trains as usual until the ramp ends, then to be wrong."""
-        usual = mnist_ibp.ibp(apply, num_classes)
+        usual = methods.ibp(network, config)
 
-        def method(params, batch, knobs):
-            loss, figures = usual(params, batch, knobs)
-            return jnp.where(knobs.radius < 0.0199, loss, -loss), figures
+        def bound(variables, image, label, knobs):
+            found = usual(variables, image, label, knobs)
+            return found._replace(loss=jnp.where(knobs.radius < 0.0199, found.loss, -found.loss))
 
-        return method
+        return bound
 
     flags = {"validation_size": 64, "grad_clip": 10.0}
-    tiny_runs.train(tmp_path, method=forgetting, lr_milestones=(), **flags)
+    tiny_runs.train(tmp_path, bound=forgetting, lr_milestones=(), kappa_end=0.0, **flags)
     rows = metrics.read(tmp_path)
     best = min(rows, key=lambda row: row["test_verified_error"])
     assert best["step"] < rows[-1]["step"]
@@ -190,15 +189,17 @@ def test_the_best_checkpoint_is_kept_and_evaluated(tiny, tmp_path):
 
 
 def test_a_loss_that_turns_nan_stops_training(tiny, tmp_path):
-    def breaking(apply, num_classes):
-        def method(params, batch, knobs):
-            loss, figures = train.natural(apply)(params, batch, knobs)
-            return jnp.where(knobs.radius > 0.0165, jnp.nan, loss), figures
+    def breaking(network, config):
+        usual = methods.ibp(network, config)
 
-        return method
+        def bound(variables, image, label, knobs):
+            found = usual(variables, image, label, knobs)
+            return found._replace(loss=jnp.where(knobs.radius > 0.0165, jnp.nan, found.loss))
+
+        return bound
 
     with pytest.raises(train.Diverged, match=r"not finite at step 18 \(epoch 4\)"):
-        tiny_runs.train(tmp_path, method=breaking)
+        tiny_runs.train(tmp_path, bound=breaking)
     (kept,) = [path for path in (tmp_path / "checkpoints").iterdir() if path.name == "15"]
     assert all(np.isfinite(leaf).all() for leaf in saved(tmp_path, step=kept.name).values())
 

@@ -1,5 +1,6 @@
 """The command, and the modules under it: `raw_files` and `builders`."""
 
+import io
 import os
 import pathlib
 import subprocess
@@ -10,6 +11,7 @@ import urllib.request
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from PIL import Image
 
 from experiments import prepare_data
 from experiments.common import builders, raw_files
@@ -27,9 +29,14 @@ def fixture_raw(tmp_path, monkeypatch):
 
 
 def assert_same(found, expected):
-    for split in ("train", "test"):
-        np.testing.assert_array_equal(found[split][0], expected[split][0])
-        np.testing.assert_array_equal(found[split][1], expected[split][1])
+    assert found.keys() == expected.keys()
+    for split, (images, labels) in found.items():
+        np.testing.assert_array_equal([decoded(image) for image in images], expected[split][0])
+        np.testing.assert_array_equal(labels, expected[split][1])
+
+
+def decoded(image):
+    return np.asarray(Image.open(io.BytesIO(image)).convert("RGB")) if isinstance(image, bytes) else image
 
 
 def run_command(*arguments):
@@ -49,10 +56,49 @@ def test_cifar10_files(tmp_path, monkeypatch, folder):
     assert_same(raw_files.read("cifar10", raw_dir=tmp_path / folder, download_dir=tmp_path / "none"), arrays)
 
 
-@pytest.mark.parametrize("name", ["mnist", "cifar10"])
+def test_tiny_imagenet_files(tmp_path, monkeypatch):
+    arrays = tiny_data.write_tiny_imagenet(tmp_path, monkeypatch)
+    found = raw_files.read("tiny_imagenet", raw_dir=tmp_path, download_dir=tmp_path / "none")
+    assert_same(found, arrays)
+    assert_same(found, arrays)  # images that are read one at a time can be read again
+
+
+@pytest.mark.parametrize(
+    "member", ["train/n02/images/n02_3.JPEG", "train/n01/images/n01_0.JPEG", "val/images/val_5.JPEG"]
+)
+def test_tiny_imagenet_of_another_layout(tmp_path, monkeypatch, member):
+    tiny_data.write_tiny_imagenet(tmp_path, monkeypatch, without=member)
+    with pytest.raises(DataError, match=f"tiny-imagenet-200.zip lacks 1 images, among them tiny-imagenet-200/{member}"):
+        builders.prepare("tiny_imagenet", data_dir=tmp_path / "data", raw_dir=tmp_path)
+    assert not builders.is_prepared("tiny_imagenet", tmp_path / "data")
+
+
+def test_damaged_tiny_imagenet(tmp_path, monkeypatch):
+    tiny_data.write_tiny_imagenet(tmp_path, monkeypatch)
+    path = tmp_path / "tiny-imagenet-200.zip"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=f"{path} is truncated or damaged: .* have SHA-256"):
+        raw_files.read("tiny_imagenet", raw_dir=tmp_path, download_dir=tmp_path)
+
+
+def test_missing_tiny_imagenet(tmp_path):
+    message = r"tiny-imagenet-200\.zip is missing: --raw_dir must hold this file, as published at http://cs231n"
+    with pytest.raises(DataError, match=message):
+        raw_files.read("tiny_imagenet", raw_dir=tmp_path, download_dir=tmp_path)
+
+
+WRITERS = {
+    "mnist": tiny_data.write_idx_files,
+    "cifar10": tiny_data.write_cifar10,
+    "tiny_imagenet": tiny_data.write_tiny_imagenet,
+}
+
+
+@pytest.mark.parametrize("name", list(WRITERS))
 def test_downloads_once(tmp_path, monkeypatch, name):
-    write = tiny_data.write_cifar10 if name == "cifar10" else tiny_data.write_idx_files
-    arrays = write(tmp_path / "server", monkeypatch)
+    arrays = WRITERS[name](tmp_path / "server", monkeypatch)
     assert_same(raw_files.read(name, raw_dir=None, download_dir=tmp_path / "kept"), arrays)
     monkeypatch.setattr(urllib.request, "urlopen", lambda *_, **__: pytest.fail("downloaded again"))
     assert_same(raw_files.read(name, raw_dir=None, download_dir=tmp_path / "kept"), arrays)
@@ -127,13 +173,13 @@ def test_truncated_file(raw):
 def test_official_checksums_are_complete():
     checksums = [file.sha256 for files in raw_files.OFFICIAL.values() for file in files]
     checksums += raw_files.CIFAR10_BATCHES.values()
-    assert len(set(checksums)) == 4 + 4 + 1 + 6
+    assert len(set(checksums)) == 4 + 4 + 1 + 6 + 1
     assert all(len(bytes.fromhex(checksum)) == 32 for checksum in checksums)
 
 
-@pytest.mark.parametrize("name", list(builders.BUILDERS))
+@pytest.mark.parametrize("name", [name for name in builders.BUILDERS if name != "tiny_imagenet"])  # which it lacks
 def test_builders_agree_with_the_catalogue(tmp_path, name):
-    ours = builders.BUILDERS[name](arrays={}, data_dir=tmp_path)
+    ours = builders.BUILDERS[name](examples={}, data_dir=tmp_path)
     theirs = tfds.builder_cls(name)(data_dir=tmp_path)
     assert (ours.name, ours.version) == (theirs.name, theirs.version)
     assert ours.info.features.to_json() == theirs.info.features.to_json()
@@ -177,7 +223,7 @@ def test_command_reports_an_error_in_one_line(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--dataset=svhn"], "value should be one of <mnist|fashion_mnist|cifar10>"),
+        (["--dataset=svhn"], "value should be one of <mnist|fashion_mnist|cifar10|tiny_imagenet>"),
         ([], "Flag --dataset must have a value"),
         (["--dataset=mnist", "--datadir=x"], "Unknown command line flag 'datadir'"),
         (["--dataset=mnist", "cifar10"], "unexpected arguments: cifar10"),

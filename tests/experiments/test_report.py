@@ -32,7 +32,8 @@ def test_table():
 
 def test_surroundings_tell_every_flag(tmp_path):
     found = report.surroundings(Config(radius=0.3))
-    assert found["flags"]["radius"] == 0.3 and found["flags"].keys() == Config.__dataclass_fields__.keys()
+    assert found["flags"]["radius"] == 0.3
+    assert found["flags"].keys() == Config.__dataclass_fields__.keys() - {"workdir", "data_dir"}
     assert all(isinstance(version, str) and version for version in found["versions"].values())
     report.write_results(tmp_path, found)
     assert json.loads((tmp_path / "results.json").read_text())["flags"]["eval_radii"] == [0.1]
@@ -50,6 +51,7 @@ def test_picture(tmp_path, rows, digits):
     figures = report.Figures(
         rows=rows,
         results=RESULTS,
+        method="ibp",
         radii=[0.0, 0.1, 0.2],
         curve=[5.0, 20.0, 90.0],
         images=np.zeros((digits, 8, 8, 1), np.uint8),

@@ -5,6 +5,7 @@ import optax
 import pytest
 
 from experiments.common import data, train
+from experiments.common.methods import cross_entropy, error
 
 SHAPE, CLASSES, SIZE, BATCH = (2, 2, 1), 3, 22, 4
 STEPS = SIZE // BATCH  # a remainder of two examples
@@ -24,18 +25,24 @@ def split():
     return data.Split(images, rng.integers(0, CLASSES, SIZE).astype(np.int32))
 
 
-def recipe(method=None, **changes):
-    natural = train.natural(apply)
+def natural(variables, batch, knobs):
+    logits = apply(variables["params"], batch.images)
+    return cross_entropy(logits, batch.labels), ({"clean_error": error(logits, batch.labels)}, {})
+
+
+def knobs(step, key):
+    return train.Knobs(0.01 * step, 0.5, 0, 0, None, key)
+
+
+def recipe(method=natural, **changes):
     values = {
-        "method": method or natural,
-        "warmup": natural,
-        "knobs": lambda step: train.Knobs(0.01 * step, 0.5, jax.random.fold_in(jax.random.key(0), step)),
+        "method": method,
+        "phases": (train.Phase(0, knobs),),
         "optimizer": optax.adam(0.1),
-        "warmup_steps": 0,
         "total_steps": 3 * STEPS,
         "steps_per_epoch": STEPS,
         "batch_size": BATCH,
-        "seed": 0,
+        "seeds": (0,),
     }
     return train.Recipe(**{**values, **changes})
 
@@ -45,23 +52,11 @@ def last(recipe, *, every=100):
     return states[-1]
 
 
-def start(recipe):
-    return train.init_state(params(), recipe, shape=SHAPE)
-
-
-def test_error_and_cross_entropy():
-    logits = jnp.array([[2.0, 1.0], [0.0, 1.0], [1.0, 1.0], [jnp.nan, 0.0]])
-    assert train.error(logits, jnp.array([0, 0, 0, 1])) == 75  # ties and NaN are errors
-    expected = -jax.nn.log_softmax(logits[:2])[np.arange(2), np.array([0, 0])].mean()
-    np.testing.assert_allclose(train.cross_entropy(logits[:2], jnp.array([0, 0])), expected, rtol=1e-6)
-
-
-def test_natural_reports_every_metric():
-    batch = train.Batch(jnp.zeros((2, *SHAPE)), jnp.array([0, 1]))
-    loss, metrics = train.natural(apply, metrics=("verified_error", "pgd_error"))(params(), batch, None)
-    assert loss == pytest.approx(np.log(3))
-    assert metrics.keys() == {"clean_error", "verified_error", "pgd_error"}
-    assert len({float(value) for value in metrics.values()}) == 1
+def start(recipe, variables=None):
+    states = [
+        train.init_state(variables or {"params": params()}, recipe, seed=seed, shape=SHAPE) for seed in recipe.seeds
+    ]
+    return train.stack(states)
 
 
 def test_the_steps_are_those_of_a_plain_loop():
@@ -70,12 +65,14 @@ def test_the_steps_are_those_of_a_plain_loop():
     for epoch in range(3):
         for batch in data.batches(split(), BATCH, seed=0, epoch=epoch):
             images = jnp.asarray(batch.images / np.float32(255))
-            method = lambda p: train.cross_entropy(apply(p, images), batch.labels)  # noqa: B023, E731
+            method = lambda p: cross_entropy(apply(p, images), batch.labels)  # noqa: B023, E731
             updates, opt_state = given.optimizer.update(jax.grad(method)(expected), opt_state)
             expected = optax.apply_updates(expected, updates)
     state = last(given)
     assert state.step == 3 * STEPS
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.params, expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), state.variables["params"], expected
+    )
 
 
 def test_how_often_one_looks_changes_nothing():
@@ -93,31 +90,92 @@ def test_totals_are_those_of_the_epoch():
     given = recipe(optimizer=optax.set_to_zero())
     *_, whole = (float(state.totals["loss"]) for state in train.run(start(given), given, split(), every=STEPS))
     batches = list(data.batches(split(), BATCH, seed=0, epoch=2))
-    losses = [train.cross_entropy(apply(params(), b.images / np.float32(255)), b.labels) for b in batches]
+    losses = [cross_entropy(apply(params(), b.images / np.float32(255)), b.labels) for b in batches]
     assert whole == pytest.approx(float(sum(losses)), rel=1e-5)
 
 
-def test_the_method_takes_over_after_warm_up():
-    def constant(params, batch, knobs):
-        return 0 * params["b"].sum() + knobs.radius, {"clean_error": 7.0, "verified_error": 8.0}
+def test_a_phase_takes_over_with_its_knobs():
+    seen = []
 
-    given = recipe(constant, warmup_steps=STEPS)
-    states = train.run(start(given), given, split(), every=STEPS)
-    before, after, _ = ({name: float(total) for name, total in state.totals.items()} for state in states)
-    assert before["verified_error"] == before["clean_error"] != 7 * STEPS
-    assert after["verified_error"] == 8 * STEPS
-    assert after["loss"] == pytest.approx(0.01 * sum(range(STEPS, 2 * STEPS)))
+    def method(variables, batch, knobs):
+        seen.append(knobs.kappa)
+        return 0 * variables["params"]["b"].sum() + knobs.radius, ({"clean_error": jnp.asarray(7.0)}, {})
+
+    def later(step, key):
+        return knobs(step, key)._replace(kappa=0)
+
+    given = recipe(method, phases=(train.Phase(0, knobs), train.Phase(STEPS + 2, later)))
+    losses = [float(state.totals["loss"]) for state in train.run(start(given), given, split(), every=STEPS)]
+    assert losses == pytest.approx([0.01 * sum(range(k * STEPS, (k + 1) * STEPS)) for k in range(3)])
+    assert seen[1:] == [0.5, 0]  # known when a step is compiled; the first look was for the metrics' names
+
+
+def test_what_a_phase_begins_with_is_done_once():
+    counts = []
+
+    def enter(variables, examples):
+        counts.append(len(examples.labels))
+        return {"params": jax.tree.map(jnp.zeros_like, variables["params"])}
+
+    given = recipe(phases=(train.Phase(0, knobs), train.Phase(STEPS, knobs, enter)), optimizer=optax.set_to_zero())
+    states = [jax.tree.map(np.array, state) for state in train.run(start(given), given, split(), every=2)]
+    assert counts == [SIZE]
+    changed = {int(state.step): not state.variables["params"]["w"].any() for state in states}
+    assert changed == {step: step > STEPS for step in changed}
+    # A run that is resumed there does it again, from the state before it.
+    resumed = start(given)._replace(step=jnp.asarray(STEPS, jnp.int32))
+    assert not last_of(given, resumed).variables["params"]["w"].any() and len(counts) == 2
+
+
+def last_of(recipe, state):
+    return list(train.run(state, recipe, split(), every=100))[-1]
+
+
+def test_images_are_augmented_and_parameters_settled():
+    def augment(key, images):
+        return images * 0
+
+    def settle(key, params):
+        return {**params, "b": params["b"] * 0 + 2}
+
+    given = recipe(augment=augment, settle=settle, total_steps=1)
+    state = last(given)
+    np.testing.assert_array_equal(state.variables["params"]["b"], 2)
+    np.testing.assert_array_equal(state.variables["params"]["w"], params()["w"])  # black images have no gradient
+
+
+def test_batch_statistics_are_averaged():
+    def method(variables, batch, knobs):
+        loss, (metrics, _) = natural(variables, batch, knobs)
+        return loss, (metrics, {"mean": jnp.full(2, 3.0)})
+
+    variables = {"params": params(), "batch_stats": {"mean": jnp.zeros(2)}}
+    given = recipe(method, momentum=0.5, total_steps=2)
+    state = last_of(given, start(given, variables))
+    np.testing.assert_allclose(state.variables["batch_stats"]["mean"], 0.75 * 3)
+
+
+def test_seeds_side_by_side_are_those_one_by_one():
+    def noisy(key, images):
+        return images + jax.random.randint(key, images.shape, 0, 2, jnp.uint8)
+
+    together = train.members(last(recipe(seeds=(3, 4), augment=noisy)))
+    for seed, state in zip((3, 4), together, strict=True):
+        alone = last(recipe(seeds=(seed,), augment=noisy))
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), state, alone)
+    weights = [np.asarray(state.variables["params"]["w"]) for state in together]
+    assert np.abs(weights[0] - weights[1]).max() > 1e-3
 
 
 @pytest.mark.parametrize("broken", ["loss", "gradient"])
 def test_a_step_that_is_not_finite_changes_nothing(broken):
-    def method(params, batch, knobs):
-        loss, metrics = train.natural(apply)(params, batch, knobs)
+    def method(variables, batch, knobs):
+        loss, rest = natural(variables, batch, knobs)
         bad = knobs.radius > 0.065  # from step 7 on
         if broken == "loss":
-            return jnp.where(bad, jnp.inf, loss), metrics
+            return jnp.where(bad, jnp.inf, loss), rest
         # The square root of 0 is fine, its slope is not.
-        return loss + jnp.sqrt(jnp.where(bad, 0 * params["b"].sum(), 1.0)), metrics
+        return loss + jnp.sqrt(jnp.where(bad, 0 * variables["params"]["b"].sum(), 1.0)), rest
 
     given, seen = recipe(method), []
     with pytest.raises(train.Diverged, match=r"not finite at step 7 \(epoch 2\)"):
@@ -125,4 +183,4 @@ def test_a_step_that_is_not_finite_changes_nothing(broken):
             seen.append(jax.tree.map(np.array, state))
     assert seen[-1].step == 7
     for state, sound in zip(seen, train.run(start(recipe()), recipe(), split(), every=1), strict=False):
-        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.params, sound.params)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.variables, sound.variables)

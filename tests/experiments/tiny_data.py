@@ -4,8 +4,10 @@ import gzip
 import hashlib
 import io
 import tarfile
+import zipfile
 
 import numpy as np
+from PIL import Image
 
 from experiments.common import raw_files
 
@@ -56,6 +58,56 @@ def write_cifar10(folder, monkeypatch):
     file = raw_files.RawFile(name, _write(folder / "packed" / name, packed.getvalue()), f"{folder.as_uri()}/packed/")
     monkeypatch.setitem(raw_files.OFFICIAL, "cifar10", (file,))
     return arrays
+
+
+WNIDS = ("n03", "n01", "n02")  # as in the official list, unsorted
+EACH = 4
+
+
+def write_tiny_imagenet(folder, monkeypatch, *, without=None):
+    """Writes TinyImageNet's archive with three classes, less one member, and makes its checksum the official one.
+
+    The first training image of a class, and the first of the validation images, are greyscale.
+    """
+    rng = np.random.default_rng(0)
+    sorted_wnids = sorted(WNIDS)
+    members, arrays = (
+        {"wnids.txt": "\n".join(WNIDS).encode(), "words.txt": b"n01\tgoldfish"},
+        {"train": [], "validation": []},
+    )
+
+    def add(split, name, wnid, *, grey):
+        pixels = rng.integers(0, 256, (64, 64) if grey else (64, 64, 3), np.uint8)
+        encoded = io.BytesIO()
+        Image.fromarray(pixels).save(encoded, "JPEG")
+        members[name] = encoded.getvalue()
+        decoded = np.asarray(Image.open(encoded))  # what JPEG made of the pixels
+        arrays[split].append((decoded if decoded.ndim == 3 else np.stack([decoded] * 3, -1), sorted_wnids.index(wnid)))
+
+    for index in range(EACH):
+        for wnid in sorted_wnids:
+            add("train", f"train/{wnid}/images/{wnid}_{index}.JPEG", wnid, grey=index == 0)
+    annotations = []
+    for index in range(TEST):
+        wnid = WNIDS[rng.integers(len(WNIDS))]
+        add("validation", f"val/images/val_{index}.JPEG", wnid, grey=index == 0)
+        members[f"test/images/test_{index}.JPEG"] = b"without a label"
+        annotations.append(f"val_{index}.JPEG\t{wnid}\t0\t32\t44\t62\n")
+    members["val/val_annotations.txt"] = "".join(annotations).encode()
+    packed = io.BytesIO()
+    with zipfile.ZipFile(packed, "w") as archive:
+        for name in sorted(members.keys() - {without}):
+            archive.writestr(f"tiny-imagenet-200/{name}", members[name])
+    file = raw_files.OFFICIAL["tiny_imagenet"][0]
+    sha256 = _write(folder / file.name, packed.getvalue())
+    monkeypatch.setitem(
+        raw_files.OFFICIAL, "tiny_imagenet", (raw_files.RawFile(file.name, sha256, f"{folder.as_uri()}/"),)
+    )
+    monkeypatch.setattr(raw_files, "TINY_IMAGENET_EACH", EACH)
+    return {
+        split: (np.stack([image for image, _ in pairs]), np.array([label for _, label in pairs]))
+        for split, pairs in arrays.items()
+    }
 
 
 def _write(path, content):

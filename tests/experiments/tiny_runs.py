@@ -1,12 +1,13 @@
-"""Runs that end within seconds: ten blurred prototypes with noise, 8 x 8 pixels, and a small network."""
+"""Runs that end within seconds: ten blurred prototypes with noise, 12 x 12 pixels, and a small network."""
+
+import dataclasses
 
 import numpy as np
 
 from experiments import mnist_ibp
 from experiments.common import data, run
-from experiments.common.flags import Config
 
-SHAPE = (8, 8, 1)
+SHAPE = (12, 12, 1)
 
 
 def make_dataset(train=160, test=40, seed=0):
@@ -22,7 +23,7 @@ def make_dataset(train=160, test=40, seed=0):
     return data.Dataset("mnist_5k", train=split(train), test=split(test))
 
 
-def config(workdir, **changes):
+def config(workdir, program=mnist_ibp, **changes):
     """Flags of a run of six epochs of five steps."""
     values = {
         "model": "mlp",
@@ -41,9 +42,10 @@ def config(workdir, **changes):
         "pgd_steps": 5,
         "pgd_restarts": 2,
     }
-    return Config(workdir=str(workdir), **{**values, **changes})
+    return dataclasses.replace(program.DEFAULTS, workdir=str(workdir), **{**values, **changes})
 
 
-def train(workdir, method=mnist_ibp.ibp, **changes):
-    """Runs the experiment in this process."""
-    return run.run(mnist_ibp.NAME, method, config(workdir, **changes))
+def train(workdir, program=mnist_ibp, bound=None, **changes):
+    """Runs an experiment of one seed in this process."""
+    found = run.run(program.NAME, bound or program.BOUND, config(workdir, program, **changes))
+    return found and found[0]

@@ -5,9 +5,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.test_util import check_grads
 
 import jaxbound
 from jaxbound import relax
+from jaxbound.methods.backward import blend
 from tests import soundness
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -154,3 +156,86 @@ def test_tight_lines_order_the_methods(seed, eps):
     assert (bounds["crown_ibp"] <= bounds["crown"] + slack).all()
     assert (bounds["crown"] <= (jax.vmap(fn)(samples(box)) @ spec.T).min(axis=0) + slack).all()
     np.testing.assert_allclose(bounds["constant"], bounds["ibp"], rtol=1e-10)
+
+
+# Mixtures with IBP.
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def mixtures(beta, box, spec):
+    """(mixture, CROWN-IBP, IBP) of the network."""
+    options = {"spec": SPEC} if spec else {}
+    bound = jaxbound.crown_ibp(network, beta=beta)
+    return bound(box, **options), jaxbound.crown_ibp(network)(box, **options), jaxbound.ibp(network)(box, **options)
+
+
+@pytest.mark.parametrize("spec", [True, False])
+def test_beta_mixes_with_ibp(spec):
+    for beta in (0.0, 0.3, 1.0):
+        mixture, linear, interval = mixtures(beta, soundness.boxes(4)[1], spec)
+        expected = jax.tree.map(lambda a, b, beta=beta: beta * a + (1 - beta) * b, linear, interval)
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), mixture, expected)
+
+
+@pytest.mark.parametrize("spec", [True, False])
+def test_known_betas_give_what_traced_ones_give(spec):
+    box, options = soundness.boxes(4)[1], {"spec": SPEC} if spec else {}
+    for beta in (0, 1, 0.0, 1.0, np.float32(0), 0.25):
+        found = jaxbound.crown_ibp(network, beta=beta)(box, **options)
+        expected = mixtures(float(beta), box, spec)[0]
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), found, expected)
+
+
+def test_beta_of_zero_asks_for_no_lines_and_one_for_no_elision():
+    def refuse(x, slope=0.0, top=None):
+        raise AssertionError("a line was asked for")
+
+    box = soundness.boxes(4)[0]
+    jaxbound.crown_ibp(network, relu=refuse, beta=0)(box)
+    with pytest.raises(AssertionError, match="a line was asked for"):
+        jaxbound.crown_ibp(network, relu=refuse, beta=1e-9)(box)
+
+    def equations(**options):
+        return str(jax.make_jaxpr(lambda box: jaxbound.crown_ibp(network, **options)(box, spec=SPEC))(box))
+
+    assert equations(beta=1) == equations() and equations().count(" = ") < equations(beta=0.5).count(" = ")
+
+
+def test_one_walk_for_both():
+    calls = []
+
+    def counted(x, slope=0.0, top=None):
+        calls.append(x)
+        return relax.adaptive(x, slope)
+
+    jaxbound.crown_ibp(network, relu=counted, beta=0.5)(soundness.boxes(4)[0], spec=SPEC)
+    assert len(calls) == 1  # the network has one ReLU
+
+
+def test_gradients_of_a_mixture_are_those_of_finite_differences():
+    def loss(weight, beta):
+        bound = jaxbound.crown_ibp(lambda weight, x: TOP @ jnp.tanh(W @ jax.nn.relu(weight @ x + 0.2)), beta=beta)
+        return jnp.sin(bound(weight, soundness.boxes(4)[0], spec=SPEC)).sum()
+
+    check_grads(jax.jit(loss), (jnp.array(W), jnp.array(0.4)), order=1, modes=["rev"], atol=1e-5, rtol=1e-5, eps=1e-6)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.5, np.nan, np.array([0.5, 0.5])])
+def test_beta_out_of_range(beta):
+    with pytest.raises(ValueError, match="beta"):
+        jaxbound.crown_ibp(network, beta=beta)
+
+
+@pytest.mark.parametrize("beta", [-0.1, 1.5, np.nan])
+def test_a_traced_beta_out_of_range_verifies_nothing(beta):
+    lowest, interval = (mixtures(beta, soundness.boxes(4)[0], spec)[0] for spec in (True, False))
+    assert np.isneginf(lowest).all() and np.isneginf(interval.lower).all() and np.isposinf(interval.upper).all()
+
+
+def test_an_infinite_bound_without_weight_is_left_out():
+    first, second = jnp.array([-jnp.inf, 1.0, -jnp.inf]), jnp.array([2.0, -jnp.inf, -jnp.inf])
+    np.testing.assert_array_equal(blend(0.0, first, second), [2.0, -np.inf, -np.inf])
+    np.testing.assert_array_equal(blend(1.0, first, second), [-np.inf, 1.0, -np.inf])
+    np.testing.assert_array_equal(blend(0.5, first, second), [-np.inf] * 3)
+    gradient = jax.grad(lambda beta: blend(beta, jnp.array(3.0), jnp.array(1.0)))
+    assert gradient(0.0) == gradient(1.0) == gradient(0.5) == 2

@@ -53,6 +53,29 @@ def test_intervals_of_a_network_computed_by_hand():
     np.testing.assert_allclose(list(layers.values()), [first, second], rtol=1e-12)
 
 
+def test_layers_come_with_the_bounds_of_a_spec():
+    spec = jaxbound.margin_spec(2, 4, float)
+    lower, layers = jaxbound.layer_bounds(network)(box(), spec=spec)
+    np.testing.assert_array_equal(lower, jaxbound.ibp(network)(box(), spec=spec))
+    assert lower.shape == (3,)
+    alone = jaxbound.layer_bounds(network)(box())
+    assert layers.keys() == alone.keys()
+    jax.tree.map(np.testing.assert_array_equal, layers, alone)
+
+
+def test_layers_with_a_spec_go_through_vmap_and_grad():
+    spec = jaxbound.margin_spec(2, 4, float)
+
+    def loss(scale, center):
+        regions = jaxbound.linf_ball(center, EPS, clip=None)
+        lower, layers = jax.vmap(lambda x: jaxbound.layer_bounds(lambda x: network(scale * x))(x, spec=spec))(regions)
+        return jnp.sum(lower) + sum(jnp.sum(jaxbound.radius(layer)) for layer in layers.values())
+
+    batch = jnp.array([CENTER, CENTER[::-1]])
+    numeric = (loss(1 + 1e-6, batch) - loss(1 - 1e-6, batch)) / 2e-6
+    np.testing.assert_allclose(jax.grad(loss)(1.0, batch), numeric, rtol=1e-6)
+
+
 def test_labels_of_layers_say_where_they_are():
     expected = [f"000 max {line_of('the first nonlinearity$')}", f"001 tanh {line_of('the second one$')}"]
     assert list(jaxbound.layer_bounds(network)(box())) == expected

@@ -1,5 +1,6 @@
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 import jaxbound
@@ -27,6 +28,11 @@ CASES = {
     "hard_silu": nn.hard_silu,
     "hard_tanh": nn.hard_tanh,
     "relu6": nn.relu6,
+    "clip": lambda x: jnp.clip(x, -0.5, 1),
+    "ramp": lambda x: jaxbound.ramp(x, 0.5),
+    "ramp_each": lambda x: jaxbound.ramp(x, jnp.array([0.5, 0.0, jnp.inf, -0.2]), jnp.array([0.0, 0.3, 0.1, 1.0])),
+    "ramp_to_a_set": lambda x: jaxbound.ramp(x[::-1], x, 0.2),
+    "ramp_of_a_constant": lambda x: jaxbound.ramp(jnp.array([-1.0, 0.2, 1.0, 9.0]), x, 0.2),
     "hard_sigmoid": nn.hard_sigmoid,
     "log_sigmoid": nn.log_sigmoid,
     "sparse_sigmoid": nn.sparse_sigmoid,
@@ -36,7 +42,7 @@ CASES = {
 }
 WHOLE = (
     "leaky_relu leaky_relu_0.3 leaky_relu_each elu elu_2 celu selu silu mish softplus squareplus sparse_plus "
-    "soft_sign hard_silu hard_tanh"
+    "soft_sign hard_silu hard_tanh relu6 clip ramp ramp_each"
 ).split()
 
 
@@ -45,7 +51,7 @@ def test_sound(name, double):
     soundness.check(CASES[name], *soundness.boxes(4)[:4])
 
 
-@pytest.mark.parametrize("name", ["leaky_relu_0.3", "silu", "selu"])
+@pytest.mark.parametrize("name", ["leaky_relu_0.3", "silu", "selu", "ramp_each"])
 def test_sound_in_single_precision(name):
     soundness.check(CASES[name], *soundness.boxes(4)[:4])
 
@@ -90,3 +96,77 @@ def test_atomic_is_used_under_jit_vmap_and_in_a_network(double):
     ]
     soundness.check(fn, *soundness.boxes(4)[:2])
     soundness.check(jax.vmap(lambda x: atom(x) * 2), *soundness.boxes(4)[:1])
+
+
+# The ramp.
+
+W = soundness.weights(4, 4)
+
+
+@pytest.mark.parametrize("top", [0.0, 0.5, np.inf])
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0])
+def test_values_and_derivatives_of_a_ramp(slope, top):
+    x = jnp.array([-2.0, -0.1, 0.2, 3.0])
+    np.testing.assert_allclose(
+        jaxbound.ramp(x, top, slope),
+        [slope * -2, slope * -0.1, *(slope * v + (1 - slope) * min(v, top) for v in x[2:])],
+    )
+    found = jax.grad(lambda *operands: jaxbound.ramp(*operands).sum(), (0, 1, 2))(x, jnp.full(4, top), slope)
+    np.testing.assert_allclose(found[0], [slope, slope, 1 if top > 0.2 else slope, 1 if top > 3 else slope])
+    met = x > 0 if top == 0 else jnp.full(4, True)  # at top = 0 all points below zero are a bend
+    np.testing.assert_allclose(found[1][met], ((1 - slope) * (x > top))[met], atol=1e-7)
+    np.testing.assert_allclose(found[2], (x - jnp.clip(x, 0, top)).sum(), atol=1e-6)
+
+
+def test_operands_of_a_ramp_are_broadcast():
+    assert jaxbound.ramp(jnp.ones((2, 1)), jnp.ones(3)).shape == (2, 3)
+    assert jaxbound.ramp(1, 2).dtype == jnp.float32
+    assert jaxbound.ramp(jnp.ones(2, jnp.bfloat16), 0.5, 0.1).dtype == jnp.bfloat16
+
+
+def test_a_ramp_that_is_not_monotone_has_no_bounds():
+    with pytest.raises(ValueError, match="must lie in"):
+        jaxbound.ramp(jnp.ones(2), 1.0, -0.1)
+    box = soundness.boxes(4)[0]
+    for method in (jaxbound.ibp, jaxbound.crown_ibp):
+        bound = jax.jit(lambda slope, method=method: method(lambda x: jaxbound.ramp(x, 0.5, slope))(box))(1.5)
+        assert np.isneginf(bound.lower).all() and np.isposinf(bound.upper).all()
+
+
+RAMPS = {
+    "hard_tanh": nn.hard_tanh,
+    "relu6": lambda x: nn.relu6(4 * x),
+    "clip": lambda x: jnp.clip(x, -0.3, 0.6),
+    "ramp": lambda x: jaxbound.ramp(x, 0.5),
+    "leaky_ramp": lambda x: jaxbound.ramp(x, jnp.array([0.5, 0.1, jnp.inf, 0.0]), 0.1),
+}
+
+
+@pytest.mark.parametrize("name", RAMPS)
+def test_tight_lines_of_ramps_are_never_looser_than_intervals(name, double):
+    def fn(x):
+        return W @ RAMPS[name](W @ RAMPS[name](W @ x + 0.1))
+
+    spec = soundness.weights(7, 4, seed=1).astype(float)
+    ibp = jax.jit(lambda box: jaxbound.ibp(fn)(box, spec=spec))
+    linear = jax.jit(lambda box: jaxbound.crown_ibp(fn, relu=jaxbound.relax.tight)(box, spec=spec))
+    wins = [(linear(box) - ibp(box)) for box in soundness.boxes(4)]
+    assert all((win >= -1e-12).all() for win in wins) and np.max(wins) > 1e-3
+
+
+@pytest.mark.parametrize("strategy", [jaxbound.relax.adaptive, jaxbound.relax.tight])
+def test_derivatives_of_bounds_of_a_ramp(strategy, double):
+    """With respect to weights, tops, slope and radius, of the linear bound on intervals that are held fixed."""
+    arguments = (jnp.asarray(W, float), jnp.array([0.5, 0.2, 0.8, 3.0]), jnp.array(0.1), jnp.array(0.4))
+
+    @jax.jit
+    def bound(weight, top, slope, radius):
+        def fn(x):
+            return weight @ jaxbound.ramp(weight @ x, top, slope)
+
+        return jaxbound.crown_ibp(fn, relu=strategy)(soundness.box(W[0], radius), spec=W.astype(float)).sum()
+
+    for k, gradient in enumerate(jax.grad(bound, (0, 1, 2, 3))(*arguments)):
+        direction = jnp.asarray(np.random.default_rng(k).normal(size=arguments[k].shape))
+        moved = [bound(*arguments[:k], arguments[k] + step * direction, *arguments[k + 1 :]) for step in (1e-6, -1e-6)]
+        np.testing.assert_allclose((gradient * direction).sum(), (moved[0] - moved[1]) / 2e-6, rtol=1e-6)

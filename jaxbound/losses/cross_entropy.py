@@ -1,12 +1,11 @@
-"""Losses of certified training: pure functions from bounds to one number per example.
-
-A non-finite bound never looks verified: it costs an infinite loss, which a training loop can see and stop at.
-"""
+"""The cross-entropy of the worst case, and its mixture with that of the unperturbed input."""
 
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.core import Tracer
 
 from jaxbound.sets import Array
 
@@ -46,6 +45,9 @@ def mixed(natural: Array, robust: Array, kappa: Any) -> Array:
     Returns:
       The mixture, of the losses' shape.
 
+    Raises:
+      ValueError: kappa is known to lie outside [0, 1]. A traced one cannot raise.
+
     Example:
       >>> float(jaxbound.losses.mixed(jnp.array(1.0), jnp.array(3.0), 0.25))
       2.5
@@ -53,6 +55,8 @@ def mixed(natural: Array, robust: Array, kappa: Any) -> Array:
     References:
       Gowal et al. 2018, arXiv:1810.12715.
     """
+    if not isinstance(kappa, Tracer) and not np.all((np.asarray(kappa) >= 0) & (np.asarray(kappa) <= 1)):
+        raise ValueError(f"kappa, the weight of the natural loss, must lie in [0, 1], got {kappa}")
     if isinstance(kappa, int | float) and kappa in (0, 1):
         return natural if kappa else robust
     return kappa * natural + (1 - kappa) * robust

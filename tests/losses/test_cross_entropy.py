@@ -1,8 +1,11 @@
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.test_util import check_grads
 
 import jaxbound
 from jaxbound import losses
@@ -20,7 +23,7 @@ def test_robust_cross_entropy_is_that_of_the_worst_case_logits(label):
 
 def test_robust_cross_entropy_keeps_leading_axes():
     margins = jax.random.normal(jax.random.key(0), (2, 3, 4))
-    each = [[losses.robust_cross_entropy(row) for row in rows] for rows in margins]
+    each = [[math.log(1 + sum(math.exp(-float(m)) for m in row)) for row in rows] for rows in margins]
     np.testing.assert_allclose(losses.robust_cross_entropy(margins), np.array(each), rtol=1e-6)
 
 
@@ -53,3 +56,15 @@ def test_mixed_is_the_weighted_mean(kappa):
 def test_mixed_leaves_out_what_has_no_weight(kappa, expected):
     losses_ = (jnp.array(1.0), jnp.array(INF)) if kappa else (jnp.array(INF), jnp.array(3.0))
     assert losses.mixed(*losses_, kappa) == expected
+
+
+def test_gradients_are_those_of_finite_differences(double):
+    margins = jax.random.normal(jax.random.key(0), (2, 4), float) * 3
+    check_grads(losses.robust_cross_entropy, (margins,), order=2, atol=1e-6, rtol=1e-6)
+    check_grads(losses.mixed, (margins[0], margins[1], jnp.array(0.3)), order=1, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("kappa", [-0.1, 1.1, np.nan, 2, jnp.array([0.5, -1.0])])
+def test_a_mixture_is_a_mean(kappa):
+    with pytest.raises(ValueError, match=r"kappa, the weight of the natural loss, must lie in \[0, 1\]"):
+        losses.mixed(jnp.ones(2), jnp.zeros(2), kappa)

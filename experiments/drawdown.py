@@ -1,0 +1,166 @@
+"""Compares runs beyond the radius that they were trained at: how fast do the verified and attacked errors rise?
+
+    python -m experiments.drawdown --runs=runs/mnist_global_base,runs/mnist_global_arithmetic --out=runs/drawdown
+
+writes `drawdown.png`, `drawdown.json` and a table. A run's seeds (folders `seed_N`, or side by side) are averaged.
+
+References:
+  Liang et al. 2023, Frontiers of Information Technology and Electronic Engineering 24(10): the drawdown risk. Its
+  measure is our own.
+"""
+
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import matplotlib.figure
+import numpy as np
+from absl import app, flags
+from absl import logging as absl_logging
+
+from experiments.common import data, job, report
+from experiments.common.files import replace_text, writable_folder
+from experiments.common.flags import Config, UserError
+
+
+class Curve(NamedTuple):
+    """The errors of a run over the radius, in percent; the mean of its seeds.
+
+    Attributes:
+      name: of the run.
+      training: the radius that it was trained at.
+      clean: its clean error.
+      verified: by IBP, one for each radius.
+      attacked: by PGD, one for each radius.
+      seeds: how many.
+    """
+
+    name: str
+    training: float
+    clean: float
+    verified: list[float]
+    attacked: list[float]
+    seeds: int
+
+
+def drawdown(errors: Sequence[float]) -> float:
+    """The largest rise of an error between a smaller and a larger radius: max over i < j of errors[j] - errors[i]."""
+    lowest = np.minimum.accumulate(errors)
+    return float(np.max(np.asarray(errors)[1:] - lowest[:-1]))
+
+
+def slope(curve: Curve, radii: Sequence[float]) -> float:
+    """How fast the verified error rises from the training radius to 1.5 times it, in points for 0.01 of radius."""
+    ends = np.array([curve.training, 1.5 * curve.training])
+    first, second = np.interp(ends, radii, curve.verified)
+    return float((second - first) / (100 * (ends[1] - ends[0])))
+
+
+def measure(folder: pathlib.Path, radii: Sequence[float], *, attacked: int, **changes: Any) -> Curve:
+    """Evaluates the seeds of a run.
+
+    Args:
+      folder: of the run.
+      radii: increasing.
+      attacked: how many test examples are attacked.
+      **changes: of the run's flags.
+    """
+    found = sorted(path.parent for path in folder.glob("**/checkpoints"))
+    if not found:
+        raise UserError(f"{folder} holds no run: give the --workdir of one that was trained")
+    rows = []
+    for workdir in found:
+        this, states = job.finished(workdir, **changes)
+        for state in states:
+            evaluation, variables = this.evaluation, state.variables
+            verified = evaluation.curve(variables, radii)
+            survived = evaluation.attacked(variables, radii, size=attacked)
+            rows.append((evaluation.quick(variables)["test_clean_error"], verified, survived))
+    clean, verified, survived = (np.mean([row[k] for row in rows], axis=0) for k in range(3))
+    config: Config = this.config
+    return Curve(folder.name, config.radius, float(clean), verified.tolist(), survived.tolist(), len(rows))
+
+
+def table(curves: Sequence[Curve], radii: Sequence[float]) -> str:
+    """The errors in Markdown: one row for each run."""
+    head = ["run", "seeds", "clean", *(f"{radius:g}" for radius in radii), "D", "slope"]
+    lines = [head, ["---"] * len(head)]
+    for curve in curves:
+        figures = [f"{v:.2f}" for v in (curve.clean, *curve.verified, drawdown(curve.verified))]
+        lines.append([curve.name, str(curve.seeds), *figures, f"{slope(curve, radii):.2f}"])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(path: pathlib.Path, curves: Sequence[Curve], radii: Sequence[float]) -> None:
+    """Draws verified (solid) and attacked (dashed) errors over the radius."""
+    figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.subplots()
+    for index, curve in enumerate(curves):
+        label = f"{curve.name}: D = {drawdown(curve.verified):.1f}"
+        axes.plot(radii, curve.verified, "o-", color=f"C{index}", label=label)
+        axes.plot(radii, curve.attacked, "--", color=f"C{index}", linewidth=1)
+    for radius in sorted({curve.training for curve in curves}):
+        axes.axvline(radius, color="k", linewidth=0.8, linestyle=":")
+    axes.set(xlabel="radius (pixels in [0, 1]); dotted: trained at", ylabel="error (%)", ylim=(0, 100))
+    axes.set_title("verified by IBP (solid) and attacked by PGD (dashed)")
+    axes.legend(loc="upper left")
+    figure.savefig(path, dpi=110)
+
+
+def compare(
+    runs: Sequence[str], out: str, *, radii: Sequence[float], attacked: int = 1000, **changes: Any
+) -> list[Curve]:
+    """Evaluates runs side by side, and writes the picture and the figures.
+
+    Args:
+      runs: folders, the base method first.
+      out: the folder to write to.
+      radii: increasing.
+      attacked: how many test examples are attacked.
+      **changes: of the runs' flags.
+
+    Raises:
+      UserError, DataError: mistakes that the user can mend.
+    """
+    if not runs or len(radii) < 2 or list(radii) != sorted(radii):
+        raise UserError("give --runs=FOLDER,FOLDER,..., and at least two --radii in increasing order")
+    folder = writable_folder(out)
+    changes = {"eval_methods": ("ibp",), "pgd_restarts": 1, **changes}
+    curves = [measure(pathlib.Path(run), radii, attacked=attacked, **changes) for run in runs]
+    content = {"radii": radii, "device": report.device(), "curves": [curve._asdict() for curve in curves]}
+    replace_text(folder / "drawdown.json", json.dumps(content, indent=2) + "\n")
+    draw(folder / "drawdown.png", curves, radii)
+    return curves
+
+
+def define_flags() -> None:
+    """Defines the program's flags; not on import, where they would clash with a training program's."""
+    flags.DEFINE_list("runs", [], "folders of finished runs, the base method first")
+    flags.DEFINE_string("out", "runs/drawdown", "folder to write to")
+    flags.DEFINE_list("radii", [f"{0.05 * k:.2f}" for k in range(1, 11)], "radii to evaluate at, increasing")
+    flags.DEFINE_string("data_dir", data.DEFAULT_DATA_DIR, "TFDS folder that experiments.prepare_data wrote")
+    flags.DEFINE_integer("eval_size", 0, "verify the first so many test examples; 0: all", lower_bound=0)
+    flags.DEFINE_integer("attacked", 1000, "attack the first so many test examples", lower_bound=1)
+    flags.DEFINE_integer("pgd_steps", 40, "steps of the attack", lower_bound=1)
+
+
+def main(argv: list[str]) -> None:
+    """Runs the program."""
+    absl_logging.set_verbosity(absl_logging.ERROR)
+    names = ("data_dir", "eval_size", "attacked", "pgd_steps")
+    options = {name: flags.FLAGS[name].value for name in names}
+    try:
+        if len(argv) > 1:
+            raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
+        radii = [float(radius) for radius in flags.FLAGS["radii"].value]
+        curves = compare(flags.FLAGS["runs"].value, flags.FLAGS["out"].value, radii=radii, **options)
+    except (UserError, data.DataError, ValueError) as error:
+        sys.exit(f"drawdown: {error}")
+    print(table(curves, radii))
+
+
+if __name__ == "__main__":
+    define_flags()
+    app.run(main)

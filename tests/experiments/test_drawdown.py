@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from experiments import drawdown, mnist_global
+from experiments.common.flags import UserError
+from tests.experiments import tiny_runs
+
+
+@pytest.mark.parametrize(
+    "errors, expected",
+    [([10, 20, 30], 20), ([10, 50, 20], 40), ([30, 20, 25], 5), ([30, 20, 10], -10), ([30, 20, 10, 45], 35)],
+)
+def test_the_largest_rise(errors, expected):
+    assert drawdown.drawdown(errors) == expected
+    pairs = [b - a for i, a in enumerate(errors) for b in errors[i + 1 :]]
+    assert max(pairs) == expected
+
+
+def test_the_slope_behind_the_training_radius():
+    curve = drawdown.Curve("run", 0.2, 1.0, [10.0, 20.0, 40.0], [0.0] * 3, 1)
+    assert drawdown.slope(curve, [0.1, 0.2, 0.3]) == pytest.approx(20 / 10)
+
+
+def test_runs_side_by_side(tiny, tmp_path):
+    shared = {"max_steps": 20, "eval_size": 10, "model": "mlp"}
+    for name, radii in (("base", 1), ("steep", 3)):
+        tiny_runs.train(tmp_path / name, mnist_global, radii=radii, **shared)
+    tiny_runs.train(tmp_path / "base" / "seed_1", mnist_global, radii=1, seed=1, **shared)
+    runs = [str(tmp_path / name) for name in ("base", "steep")]
+    options = {"radii": [0.01, 0.02, 0.05], "attacked": 20, "pgd_steps": 3, "eval_size": 40}
+    curves = drawdown.compare(runs, str(tmp_path / "out"), **options)
+    content = json.loads((tmp_path / "out" / "drawdown.json").read_text())
+    base, steep = content["curves"]
+    assert (base["name"], base["seeds"], steep["seeds"]) == ("base", 2, 1)
+    for curve in (base, steep):
+        assert curve["verified"] == sorted(curve["verified"])
+    assert (tmp_path / "out" / "drawdown.png").read_bytes().startswith(b"\x89PNG")
+    assert "| base | 2 |" in drawdown.table(curves, options["radii"])
+
+
+def test_a_folder_without_a_run(tmp_path):
+    with pytest.raises(UserError, match="holds no run"):
+        drawdown.measure(tmp_path, [0.1], attacked=1)
+
+
+@pytest.mark.parametrize("runs, radii", [([], [0.1, 0.2]), (["run"], [0.2, 0.1]), (["run"], [0.1])])
+def test_what_cannot_be_compared(tmp_path, runs, radii):
+    with pytest.raises(UserError, match="give --runs"):
+        drawdown.compare(runs, str(tmp_path), radii=radii)
