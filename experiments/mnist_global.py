@@ -12,7 +12,7 @@ from experiments.common.flags import GlobalConfig
 
 BOUND = methods.global_robust
 NAME = "mnist_global"
-DEFAULTS = GlobalConfig(workdir="runs/mnist_global")
+DEFAULTS = GlobalConfig(workdir="runs/mnist_global", beta_start=0.0)
 
 if __name__ == "__main__":
     run.main(NAME, BOUND, DEFAULTS)

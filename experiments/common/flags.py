@@ -128,20 +128,28 @@ class Config:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class CrownConfig(Config):
-    """What CROWN-IBP depends on besides."""
+class MixedConfig(Config):
+    """What a mixture of CROWN-IBP and IBP depends on besides."""
 
     beta_start: float = _recipe(1.0, "weight of the CROWN-IBP bound where the ramp begins", at_least=0, at_most=1)
     beta_end: float = _recipe(
         0.0, "weight of the CROWN-IBP bound where the ramp ends; the rest is IBP", at_least=0, at_most=1
     )
-    loss_fusion: bool = _recipe(False, "bound the loss as one number: the cost does not grow with the classes")
-    runner_up: bool = _recipe(False, "bound the margin over the second most likely class only")
 
     @property
     def betas(self) -> tuple[float, float]:
         """The linear bound's weight where the ramp begins and ends."""
         return self.beta_start, self.beta_end
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class CrownConfig(MixedConfig):
+    """What CROWN-IBP depends on besides."""
+
+    loss_fusion: bool = _recipe(False, "bound the loss as one number: the cost does not grow with the classes")
+    runner_up: bool = _recipe(
+        False, "bound the margin over the second most likely class only; errors during training are of it alone"
+    )
 
 
 _WEIGHTS = {
@@ -156,10 +164,9 @@ _WEIGHTS = {
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class GlobalConfig(CrownConfig):
+class GlobalConfig(MixedConfig):
     """What training at several radii at once depends on besides."""
 
-    beta_start: float = _recipe(0.0, "weight of the CROWN-IBP bound where the ramp begins", at_least=0, at_most=1)
     radii: int = _recipe(4, "how many radii are trained at once: i/k of the training radius, i = 1..k", at_least=1)
     weights: str = _recipe("arithmetic", "family of the radii's weights", choices=tuple(_WEIGHTS))
     weight_list: tuple[float, ...] = _recipe((), "the weights themselves, decreasing, of sum 1", above=0)

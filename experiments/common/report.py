@@ -60,7 +60,18 @@ def table(results: Mapping[str, Any]) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     body = "\n".join("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)) for line in lines)
     title = f"errors in percent of {results['examples']} test examples (after PGD: verified errors by method)"
-    return f"{title}\n{body}"
+    return "\n".join([title, body, *_remarks(results)])
+
+
+def _remarks(results: Mapping[str, Any]) -> list[str]:
+    """What a reader of the figures must know."""
+    remarks = []
+    if beyond := results.get("radii_above_training"):
+        trained = results["flags"]["radius"]
+        remarks.append(f"{', '.join(f'{r:g}' for r in beyond)}: above the radius that it was trained at, {trained:g}")
+    if results.get("checkpoint") == "best":
+        remarks.append(f"of the best checkpoint, chosen on the {results['checkpoint_chosen_on']} set")
+    return remarks
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -28,7 +28,8 @@ def lbp(fn: Callable, *, relu: relax.ReluStrategy = relax.tight, combine: Combin
     """Turns a function into its linear bound propagation: two affine functions of the input, carried forward.
 
     One walk, whose cost is that of N + 1 interval walks for N input elements and whose memory is N times the largest
-    layer; `crown` costs a backward pass for every neuron. With `relax.tight` and a spec never looser than `ibp`.
+    layer; `crown` costs a backward pass for every neuron. For ReLU networks and `relax.tight` never looser than `ibp`
+    (with the same spec).
 
     Args:
       fn: a JAX function of one example, as for `ibp`.
@@ -78,7 +79,8 @@ def lbp(fn: Callable, *, relu: relax.ReluStrategy = relax.tight, combine: Combin
 def crown_lbp(fn: Callable, *, relu: relax.ReluStrategy = relax.tight, combine: Combine = tightest) -> Callable:
     """Turns a function into its CROWN-LBP bounds: LBP inside, one backward linear bound for the output.
 
-    With `relax.tight` and a spec never looser than `lbp` or `crown_ibp`, and never tighter than `crown`.
+    For ReLU networks and `relax.tight` never looser than `lbp` or `crown_ibp` and never tighter than `crown`, with the
+    same spec.
 
     Args:
       fn: a JAX function of one example, as for `ibp`.
@@ -128,7 +130,8 @@ def relaxed_crown(
     """Turns a function into its Relaxed-CROWN bounds: every bound goes back through a few nonlinear operations only.
 
     What is reached there is replaced by its own affine bounds, found earlier in the same way. A depth of 1 is LBP (or
-    tighter, where several linear operations follow one another); a depth of all nonlinear operations is `crown`.
+    tighter, where several linear operations follow one another); a depth of all nonlinear operations is `crown`. In
+    between deeper is mostly, not always, tighter.
 
     Args:
       fn: a JAX function of one example, as for `ibp`.

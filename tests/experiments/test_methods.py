@@ -123,12 +123,7 @@ def test_what_the_fused_loss_verifies_is_verified(network):
     labels = jnp.argmax(network.apply(network.variables, images), axis=-1)
     config = CrownConfig(loss_fusion=True)
     bound, plain = (methods.crown_ibp(network, c) for c in (config, CrownConfig()))
-    each = [
-        jax.vmap(lambda image, label, b=b: b(network.variables, image, label, knobs(beta=0, radius=1e-4)))(
-            images, labels
-        )
-        for b in (bound, plain)
-    ]
+    each = [b(network.variables, train.Batch(images, labels), knobs(beta=0, radius=1e-4)) for b in (bound, plain)]
     assert np.asarray(each[0].verified).any()
     assert not (np.asarray(each[0].verified) & ~np.asarray(each[1].verified)).any()
 

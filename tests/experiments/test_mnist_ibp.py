@@ -95,7 +95,7 @@ def test_resuming_at_an_epoch_changes_nothing(tiny, uninterrupted, tmp_path, cap
 
 def test_a_finished_run_is_only_evaluated(tiny, uninterrupted, tmp_path):
     def no_training(network, config):
-        def bound(variables, image, label, knobs):
+        def bound(variables, batch, knobs):
             raise AssertionError("a finished run must not be trained")
 
         return bound
@@ -171,8 +171,8 @@ def test_the_best_checkpoint_is_kept_and_evaluated(tiny, tmp_path):
         """Trains as usual until the ramp ends, then to be wrong."""
         usual = methods.ibp(network, config)
 
-        def bound(variables, image, label, knobs):
-            found = usual(variables, image, label, knobs)
+        def bound(variables, batch, knobs):
+            found = usual(variables, batch, knobs)
             return found._replace(loss=jnp.where(knobs.radius < 0.0199, found.loss, -found.loss))
 
         return bound
@@ -192,8 +192,8 @@ def test_a_loss_that_turns_nan_stops_training(tiny, tmp_path):
     def breaking(network, config):
         usual = methods.ibp(network, config)
 
-        def bound(variables, image, label, knobs):
-            found = usual(variables, image, label, knobs)
+        def bound(variables, batch, knobs):
+            found = usual(variables, batch, knobs)
             return found._replace(loss=jnp.where(knobs.radius > 0.0165, jnp.nan, found.loss))
 
         return bound

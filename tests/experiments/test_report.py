@@ -30,6 +30,16 @@ def test_table():
     assert len({len(line) for line in lines}) == 1
 
 
+def test_remarks():
+    """Figures that flatter say so."""
+    chosen = {"checkpoint": "best", "checkpoint_chosen_on": "test"}
+    text = report.table({**RESULTS, **chosen, "radii_above_training": [0.25], "flags": {"radius": 0.1}})
+    assert text.splitlines()[-2:] == [
+        "0.25: above the radius that it was trained at, 0.1",
+        "of the best checkpoint, chosen on the test set",
+    ]
+
+
 def test_surroundings_tell_every_flag(tmp_path):
     found = report.surroundings(Config(radius=0.3))
     assert found["flags"]["radius"] == 0.3

