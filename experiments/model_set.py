@@ -70,10 +70,11 @@ def main(argv: list[str]) -> None:
     try:
         rest = early(argv, known_only=True)
         program = importlib.import_module(f"experiments.{early.program}")
-        flags.define(program.DEFAULTS)
-        absl_flags.FLAGS(rest)
+        values = absl_flags.FlagValues()
+        flags.define(program.DEFAULTS, values)
+        values(rest)
         absl_logging.set_verbosity(absl_logging.ERROR)
-        config = flags.read(program.DEFAULTS)
+        config = flags.read(program.DEFAULTS, values)
         content = train(program, config, models.MODEL_SETS[early.set])
     except (UserError, data.DataError, absl_flags.Error) as error:
         sys.exit(f"model_set: {error}")

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -23,10 +24,9 @@ def test_the_slope_behind_the_training_radius():
 
 
 def test_runs_side_by_side(tiny, tmp_path):
-    shared = {"max_steps": 20, "eval_size": 10, "model": "mlp"}
-    for name, radii in (("base", 1), ("steep", 3)):
-        tiny_runs.train(tmp_path / name, mnist_global, radii=radii, **shared)
-    tiny_runs.train(tmp_path / "base" / "seed_1", mnist_global, radii=1, seed=1, **shared)
+    tiny_runs.train(tmp_path / "base", mnist_global, radii=1, max_steps=20, eval_size=10)
+    shutil.copytree(tmp_path / "base", tmp_path / "steep")
+    shutil.copytree(tmp_path / "steep", tmp_path / "base" / "seed_1")
     runs = [str(tmp_path / name) for name in ("base", "steep")]
     options = {"radii": [0.01, 0.02, 0.05], "attacked": 20, "pgd_steps": 3, "eval_size": 40}
     curves = drawdown.compare(runs, str(tmp_path / "out"), **options)

@@ -12,6 +12,7 @@ def test_summary():
     assert found == {"best": 1.0, "median": 4.0, "worst": 10.0, "best_model": "b", "worst_model": "c"}
 
 
+@pytest.mark.slow(reason="trains two networks")
 def test_a_family_is_trained_one_after_the_other(tiny, tmp_path):
     flags = tiny_runs.config(tmp_path, mnist_crown_ibp, max_steps=8, eval_size=20)
     content = model_set.train(mnist_crown_ibp, flags, ["mlp", "2layer_w1_l128"])
