@@ -27,7 +27,7 @@ import jaxbound
 from experiments.common import data, job, report, train
 from experiments.common.evaluate import images_of
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError
+from experiments.common.flags import UserError, refuse_arguments
 from experiments.common.methods import region
 
 LINES = {"tight": jaxbound.relax.tight, "adaptive": jaxbound.relax.adaptive}
@@ -149,8 +149,7 @@ def main(argv: list[str]) -> None:
     absl_logging.set_verbosity(absl_logging.ERROR)
     names = ("workdir", "radius", "size", "batch_size", "data_dir")
     try:
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
+        refuse_arguments(argv)
         print(table(run(**{name: flags.FLAGS[name].value for name in names})))
     except (UserError, data.DataError) as error:
         sys.exit(f"bound_table: {error}")

@@ -22,7 +22,7 @@ from absl import logging as absl_logging
 
 from experiments.common import data, job, report
 from experiments.common.files import replace_text, writable_folder
-from experiments.common.flags import Config, UserError
+from experiments.common.flags import Config, UserError, refuse_arguments
 
 
 class Curve(NamedTuple):
@@ -77,7 +77,7 @@ def measure(folder: pathlib.Path, radii: Sequence[float], *, attacked: int, **ch
             evaluation, variables = this.evaluation, state.variables
             verified = evaluation.curve(variables, radii)
             survived = evaluation.attacked(variables, radii, size=attacked)
-            rows.append((evaluation.quick(variables)["test_clean_error"], verified, survived))
+            rows.append((evaluation.clean_error(variables), verified, survived))
     clean, verified, survived = (np.mean([row[k] for row in rows], axis=0) for k in range(3))
     config: Config = this.config
     return Curve(folder.name, config.radius, float(clean), verified.tolist(), survived.tolist(), len(rows))
@@ -152,8 +152,7 @@ def main(argv: list[str]) -> None:
     names = ("data_dir", "eval_size", "attacked", "pgd_steps")
     options = {name: flags.FLAGS[name].value for name in names}
     try:
-        if len(argv) > 1:
-            raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
+        refuse_arguments(argv)
         radii = [float(radius) for radius in flags.FLAGS["radii"].value]
         curves = compare(flags.FLAGS["runs"].value, flags.FLAGS["out"].value, radii=radii, **options)
     except (UserError, data.DataError, ValueError) as error:

@@ -17,6 +17,7 @@ from typing import Any
 from absl import app, flags
 
 from experiments.common.files import replace_text
+from experiments.common.flags import UserError, refuse_arguments
 from experiments.common.published import ROWS, Row
 
 HERE = pathlib.Path(__file__).parent
@@ -117,8 +118,10 @@ def rewrite(readme: pathlib.Path, text: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
-    if len(argv) > 1:
-        sys.exit(f"results: unexpected argument {argv[1]!r}: values are given as --flag=value")
+    try:
+        refuse_arguments(argv)
+    except UserError as error:
+        sys.exit(f"results: {error}")
     folder, runs = HERE / "results", flags.FLAGS["runs"].value
     if runs:
         names = [path.stem for path in (HERE / "flags").glob("*.flags")]

@@ -244,3 +244,13 @@ def check_exact(fn, region, methods=None):
         slack = tolerance() * (1 + np.abs(values).max())
         np.testing.assert_allclose(lower, values.min(axis=0), rtol=0, atol=slack, err_msg=name)
         np.testing.assert_allclose(upper, values.max(axis=0), rtol=0, atol=slack, err_msg=name)
+
+
+def assert_shard_map_is_vmap(bound, constants, boxes):
+    """Bounds of a batch of sets inside `shard_map` are those of `vmap`; `bound` is of (constants, set)."""
+    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
+    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
+    batched = jax.vmap(bound, (None, 0))
+    found = jax.jit(jax.shard_map(batched, mesh=mesh, in_specs=(whole, split), out_specs=split))(constants, boxes)
+    expected = jax.jit(batched)(constants, boxes)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, expected)

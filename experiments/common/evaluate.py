@@ -184,15 +184,18 @@ class Evaluation:
         options = {"chosen": self._all, "batch_size": self._config.eval_batch_size, "title": "evaluating", **options}
         return holds(lambda examples, _: check(variables, examples, radius), self._split, **options)
 
+    def _verifies(self, method: Method, variables: Any, radius: float, **options: Any) -> np.ndarray:
+        """Whether a method verifies each example, bool [N]."""
+        return self._holds(method.check, variables, radius, batch_size=method.batch_size, **options)
+
+    def clean_error(self, variables: Any) -> float:
+        """The error on the images themselves."""
+        return percent_failing(self._holds(self._classifier, variables, 0.0))
+
     def quick(self, variables: Any) -> dict[str, float]:
         """Clean error, and verified error by the cheapest method at the first radius: the figures during training."""
-        first = self._methods[0]
-        radius = self._config.eval_radii[0]
-        verified = self._holds(first.check, variables, radius, batch_size=first.batch_size)
-        return {
-            "test_clean_error": percent_failing(self._holds(self._classifier, variables, 0.0)),
-            "test_verified_error": percent_failing(verified),
-        }
+        (verified_error,) = self.curve(variables, self._config.eval_radii[:1])
+        return {"test_clean_error": self.clean_error(variables), "test_verified_error": verified_error}
 
     def full(self, variables: Any) -> dict[str, Any]:
         """All errors: the content of `results.json`, less what describes the run."""
@@ -208,11 +211,7 @@ class Evaluation:
 
     def curve(self, variables: Any, radii: Iterable[float]) -> list[float]:
         """The verified error by the cheapest method at each radius."""
-        first = self._methods[0]
-        return [
-            percent_failing(self._holds(first.check, variables, radius, batch_size=first.batch_size))
-            for radius in radii
-        ]
+        return [percent_failing(self._verifies(self._methods[0], variables, radius)) for radius in radii]
 
     def certified_radii(self, variables: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
         """The largest radius in [0, 1] that the cheapest method verifies, for a few examples; 0 where none."""
@@ -250,7 +249,7 @@ class Evaluation:
                 continue
             # The first method gets every example: one that it verified though misclassified would show in the figures.
             left = np.flatnonzero(correct & ~verified) if errors else self._all
-            options = {"chosen": left, "batch_size": method.batch_size, "title": f"{method.name} at {radius:g}"}
-            verified |= self._holds(method.check, variables, radius, **options)
+            title = f"{method.name} at {radius:g}"
+            verified |= self._verifies(method, variables, radius, chosen=left, title=title)
             errors[method.name] = percent_failing(verified)
         return {"radius": radius, "pgd_error": percent_failing(survived & correct), "verified_error": errors}

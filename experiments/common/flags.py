@@ -1,6 +1,7 @@
 """The experiments' flags: the fields of one frozen dataclass, each with its default, meaning and limits."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 from absl import flags
@@ -115,6 +116,11 @@ class Config:
                 f"the ramp is longer than the run: --warmup_epochs={self.warmup_epochs} and "
                 f"--ramp_epochs={self.ramp_epochs} do not fit into --epochs={self.epochs}"
             )
+
+    @property
+    def has_ramps(self) -> bool:
+        """Whether the activations are ParamRamps, whose bends are trained."""
+        return self.activation in models.RAMPS
 
     @property
     def seeds(self) -> tuple[int, ...]:
@@ -255,3 +261,9 @@ def read(defaults: Config, values: flags.FlagValues = flags.FLAGS) -> Config:
       UserError: where a value is outside its limits.
     """
     return type(defaults)(**{field.name: values[field.name].value for field in dataclasses.fields(defaults)})
+
+
+def refuse_arguments(argv: Sequence[str]) -> None:
+    """Raises UserError for an argument that is no flag, in a command line as absl leaves it to a program."""
+    if len(argv) > 1:
+        raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")

@@ -90,6 +90,7 @@ ACTIVATIONS: dict[str, Callable[[int], Callable[[jax.Array], jax.Array]]] = {
     "ramp": _ramp,
     "leaky_ramp": functools.partial(_ramp, slope=LEAKY_SLOPE),
 }
+RAMPS = frozenset({"ramp", "leaky_ramp"})
 
 
 # The architectures.

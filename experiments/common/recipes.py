@@ -87,8 +87,7 @@ def _phases(network: models.Network, config: Config, *, steps_per_epoch: int) ->
     def full(step: Any, key: Any) -> train.Knobs:
         return train.Knobs(config.radius, config.kappa_end, config.betas[1], 0, slope(step), key)
 
-    ramps = "ramp" in config.activation
-    start = _start_ramps(network, config) if ramps else None
+    start = _start_ramps(network, config) if config.has_ramps else None
     phases = (train.Phase(0, warmup), train.Phase(begin, growing, start), train.Phase(end, full))
     return phases if begin else (phases[1]._replace(begin=0), phases[2])
 
@@ -120,7 +119,7 @@ def evaluation_batches(config: Config, examples: data.Split) -> Iterator[jax.Arr
 
 def _settle(config: Config) -> Callable[[jax.Array, Any], Any]:
     """What is done to the parameters after each update."""
-    if "ramp" not in config.activation:
+    if not config.has_ramps:
         return lambda key, params: params
 
     def settle(key: jax.Array, params: Any) -> Any:

@@ -36,8 +36,7 @@ def main(name: str, make_bound: MakeBound, defaults: Config) -> None:
     def program(argv: list[str]) -> None:
         absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax would tell of every checkpoint
         try:
-            if len(argv) > 1:
-                raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")
+            flags.refuse_arguments(argv)
             run(name, make_bound, flags.read(defaults))
         except (UserError, data.DataError) as error:
             sys.exit(f"{name}: {error}")

@@ -9,6 +9,7 @@ import pytest
 from jax import lax
 
 import jaxbound
+from tests.soundness import assert_shard_map_is_vmap
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -118,15 +119,8 @@ def test_scan_is_the_unrolled_loop(method):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_shard_map_is_vmap(method):
-    mesh = jax.make_mesh((1,), ("batch",), axis_types=(jax.sharding.AxisType.Auto,))
-    whole, split = jax.sharding.PartitionSpec(), jax.sharding.PartitionSpec("batch")
-
-    def bound(params, boxes):
-        return jax.vmap(METHODS[method](network), (None, 0))(params, boxes)
-
-    arguments = parameters(), jaxbound.linf_ball(jax.random.uniform(KEYS[0], (2, 4), float), 0.1)
-    found = jax.jit(jax.shard_map(bound, mesh=mesh, in_specs=(whole, split), out_specs=split))(*arguments)
-    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-12), found, jax.jit(bound)(*arguments))
+    boxes = jaxbound.linf_ball(jax.random.uniform(KEYS[0], (2, 4), float), 0.1)
+    assert_shard_map_is_vmap(METHODS[method](network), parameters(), boxes)
 
 
 @pytest.mark.parametrize("method", METHODS)
