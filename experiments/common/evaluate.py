@@ -25,6 +25,7 @@ from experiments.common.data import Split
 from experiments.common.flags import Config
 from experiments.common.methods import region
 from experiments.common.models import Network
+from experiments.common.placement import Placement, fetch
 from experiments.common.train import pixels
 from jaxbound import attacks
 
@@ -47,6 +48,18 @@ class Method:
     batch_size: int
 
 
+def _exact(check: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Compiles a check whose matrix products have the highest precision, whatever training had."""
+
+    @jax.jit
+    @functools.wraps(check)
+    def exact(*args: Any) -> jax.Array:
+        with jax.default_matmul_precision("highest"):
+            return check(*args)
+
+    return exact
+
+
 def verifier(network: Network, config: Config, bound: Callable[..., Any]) -> Check:
     """Compiles the check that a bound verifies an example on its set.
 
@@ -60,7 +73,7 @@ def verifier(network: Network, config: Config, bound: Callable[..., Any]) -> Che
         spec = jaxbound.margin_spec(label, network.num_classes)
         return jnp.all(bound(network.apply)(variables, region(image, radius, config), spec=spec) > 0)
 
-    @jax.jit
+    @_exact
     def check(variables: Any, examples: Split, radius: Any) -> jax.Array:
         radii = jnp.broadcast_to(radius, examples.labels.shape)
         each = jax.vmap(functools.partial(verified, variables))
@@ -74,17 +87,22 @@ def images_of(examples: Split, config: Config) -> jax.Array:
     return pixels(augment.RECIPES[config.augmentation].test(examples.images))
 
 
-def methods(network: Network, config: Config) -> tuple[Method, ...]:
+def methods(network: Network, config: Config, sharding: jax.sharding.NamedSharding | None = None) -> tuple[Method, ...]:
     """The bounds that `--eval_methods` names, from cheap to tight.
 
     With the tight lines no bound is looser than IBP, which is what networks trained by IBP are verified with; others
     may be tighter on networks that were trained otherwise.
+
+    Args:
+      network: what is verified.
+      config: the run's flags.
+      sharding: of the rows of linear bounds.
     """
     lines = {"tight": jaxbound.relax.tight, "adaptive": jaxbound.relax.adaptive}[config.eval_lines]
-    crown = functools.partial(jaxbound.crown, relu=lines, chunk=config.crown_chunk)
+    crown = functools.partial(jaxbound.crown, relu=lines, chunk=config.crown_chunk, sharding=sharding)
     known = {
         "ibp": (jaxbound.ibp, config.eval_batch_size),
-        "crown_ibp": (functools.partial(jaxbound.crown_ibp, relu=lines), config.eval_batch_size),
+        "crown_ibp": (functools.partial(jaxbound.crown_ibp, relu=lines, sharding=sharding), config.eval_batch_size),
         "crown_lbp": (functools.partial(jaxbound.crown_lbp, relu=lines), config.crown_batch_size),
         "crown": (crown, config.crown_batch_size),
     }
@@ -98,7 +116,7 @@ def methods(network: Network, config: Config) -> tuple[Method, ...]:
 def classifier(network: Network, config: Config) -> Check:
     """Compiles the check that an image itself is classified correctly; the radius is not used."""
 
-    @jax.jit
+    @_exact
     def check(variables: Any, examples: Split, radius: Any) -> jax.Array:
         del radius
         logits = network.apply(variables, images_of(examples, config))
@@ -108,13 +126,14 @@ def classifier(network: Network, config: Config) -> Check:
 
 
 def attacker(network: Network, config: Config) -> Callable[..., jax.Array]:
-    """Compiles the check that an attack fails: a `Check` with one more argument, `keys`, one per example.
+    """Compiles the check that an attack fails: a `Check` with one more argument, the examples' indices [B].
 
     The attack maximises the margin itself, not the cross-entropy, whose gradient vanishes where the network is sure.
+    Its random starts depend on the seed and on an example's index alone.
     """
 
-    @jax.jit
-    def check(variables: Any, examples: Split, radius: Any, *, keys: jax.Array) -> jax.Array:
+    @_exact
+    def check(variables: Any, examples: Split, radius: Any, indices: jax.Array) -> jax.Array:
         attack = attacks.pgd(
             functools.partial(network.apply, variables),
             objective=attacks.margin,
@@ -123,36 +142,49 @@ def attacker(network: Network, config: Config) -> Callable[..., jax.Array]:
             restarts=config.pgd_restarts,
         )
         sets = jax.vmap(lambda image: region(image, radius, config))(images_of(examples, config))
+        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(config.seed)))(indices)
         found = jax.vmap(attack)(keys, sets, examples.labels)
         return jax.vmap(attacks.margin)(network.apply(variables, found), examples.labels) < 0
 
     return check
 
 
-def holds(check: Callable[..., jax.Array], split: Split, *, chosen: np.ndarray, batch_size: int, title: str) -> Any:
-    """Runs a check over chosen examples in batches of one size, so that it compiles once.
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """Examples that checks run over, and where they run.
 
-    Args:
-      check: (examples, their indices) -> bool [B], for one batch.
+    Attributes:
       split: the examples.
-      chosen: indices of the examples to check.
-      batch_size: B; the last batch is filled up with repetitions.
-      title: of the progress bar.
-
-    Returns:
-      bool [N]: whether each example was chosen and holds.
+      placement: where a batch goes.
     """
-    result = np.zeros(split.size, bool)
-    bar = tqdm.tqdm(range(0, len(chosen), batch_size), desc=title, leave=False, disable=None)
-    for start in bar:
-        batch = chosen[start : start + batch_size]
-        padded = np.resize(batch, batch_size)
-        result[batch] = np.asarray(check(_part(split, padded), padded))[: len(batch)]
-    return result
 
+    split: Split
+    placement: Placement
 
-def _part(split: Split, chosen: np.ndarray) -> Split:
-    return Split(split.images[chosen], split.labels[chosen])
+    def passing(
+        self, check: Callable[..., jax.Array], *, chosen: np.ndarray, batch_size: int, title: str
+    ) -> np.ndarray:
+        """Runs a check over chosen examples in batches of one size, so that it compiles once.
+
+        Args:
+          check: (examples, their indices) -> bool [B], for one batch.
+          chosen: indices of the examples to check.
+          batch_size: B; made a multiple of the devices. The last batch is filled up with repetitions.
+          title: of the progress bar.
+
+        Returns:
+          bool [N]: whether each example was chosen and passes.
+        """
+        result, size = np.zeros(self.split.size, bool), self.placement.filled(batch_size)
+        for start in tqdm.tqdm(range(0, len(chosen), size), desc=title, leave=False, disable=None):
+            batch = chosen[start : start + size]
+            padded = np.resize(batch, size)
+            result[batch] = fetch(check(self.placement.take(self.split, padded), padded))[: len(batch)]
+        return result
+
+    def __getitem__(self, chosen: np.ndarray) -> Split:
+        """A few examples, on every device."""
+        return Split(self.split.images[chosen], self.split.labels[chosen])
 
 
 def percent_failing(passed: np.ndarray) -> float:
@@ -167,11 +199,12 @@ class Evaluation:
       network: what is evaluated.
       config: the run's flags.
       split: the examples.
+      placement: where they are evaluated.
     """
 
-    def __init__(self, network: Network, config: Config, split: Split):
-        self._config, self._split = config, split
-        self._methods = methods(network, config)
+    def __init__(self, network: Network, config: Config, split: Split, placement: Placement):
+        self._config, self._examples = config, Examples(split, placement)
+        self._methods = methods(network, config, placement.rows)
         self._classifier, self._attacker = classifier(network, config), attacker(network, config)
         self._all = np.arange(split.size)
 
@@ -182,7 +215,7 @@ class Evaluation:
 
     def _holds(self, check: Check, variables: Any, radius: float, **options: Any) -> np.ndarray:
         options = {"chosen": self._all, "batch_size": self._config.eval_batch_size, "title": "evaluating", **options}
-        return holds(lambda examples, _: check(variables, examples, radius), self._split, **options)
+        return self._examples.passing(lambda examples, _: check(variables, examples, radius), **options)
 
     def _verifies(self, method: Method, variables: Any, radius: float, **options: Any) -> np.ndarray:
         """Whether a method verifies each example, bool [N]."""
@@ -202,7 +235,7 @@ class Evaluation:
         correct = self._holds(self._classifier, variables, 0.0)
         radii = [self._at(variables, radius, correct, first=not i) for i, radius in enumerate(self._config.eval_radii)]
         return {
-            "examples": self._split.size,
+            "examples": self._examples.split.size,
             "clean_error": percent_failing(correct),
             "pgd_error": radii[0]["pgd_error"],
             "verified_error": radii[0]["verified_error"],
@@ -215,11 +248,11 @@ class Evaluation:
 
     def certified_radii(self, variables: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
         """The largest radius in [0, 1] that the cheapest method verifies, for a few examples; 0 where none."""
-        examples = _part(self._split, np.asarray(chosen))
+        examples = self._examples[np.asarray(chosen)]
         low, high = np.zeros(len(chosen)), np.ones(len(chosen))
         for _ in range(halvings):
             middle = (low + high) / 2
-            passed = np.asarray(self._methods[0].check(variables, examples, middle.astype(np.float32)))
+            passed = fetch(self._methods[0].check(variables, examples, middle.astype(np.float32)))
             low, high = np.where(passed, middle, low), np.where(passed, high, middle)
         return low
 
@@ -231,10 +264,8 @@ class Evaluation:
 
     def _survives(self, variables: Any, radius: float, chosen: np.ndarray) -> np.ndarray:
         """Whether the attack fails, bool [N]; False for those that were not chosen."""
-        keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(self._config.seed)))(self._all)
-        return holds(
-            lambda examples, batch: self._attacker(variables, examples, radius, keys=keys[batch]),
-            self._split,
+        return self._examples.passing(
+            lambda examples, indices: self._attacker(variables, examples, radius, indices),
             chosen=chosen,
             batch_size=self._config.eval_batch_size,
             title=f"PGD at {radius:g}",

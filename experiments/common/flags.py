@@ -9,6 +9,9 @@ from absl import flags
 from experiments.common import augment, data, models
 from jaxbound import losses
 
+# name -> what matrix products are computed in. TensorFloat-32 and bfloat16 round to 10 and 7 bits behind the point.
+PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
+
 
 class UserError(Exception):
     """A mistake that the user can mend; the message says what, where and what to do. Programs exit with it."""
@@ -35,7 +38,9 @@ class Config:
         "runs/mnist_ibp", "folder for checkpoints, metrics and reports; a run found in it is resumed", is_folder=True
     )
     dataset: str = _recipe("mnist_5k", "data set", choices=data.NAMES)
-    data_dir: str = _flag(data.DEFAULT_DATA_DIR, "TFDS folder that experiments.prepare_data wrote", is_folder=True)
+    data_dir: str = _flag(
+        data.DEFAULT_DATA_DIR, "TFDS folder that experiments.prepare_data wrote", is_folder=True, is_own=True
+    )
     validation_size: int = _recipe(
         0, "training examples held out to choose the best checkpoint; 0: use test", at_least=0
     )
@@ -75,6 +80,22 @@ class Config:
     slope_begin_epoch: int = _recipe(70, "epoch at which that slope begins to change", at_least=0)
     slope_epochs: int = _recipe(70, "epochs over which it changes", at_least=1)
     ramp_noise: float = _recipe(0.0, "noise of ParamRamp's bends after each step, in their mean", at_least=0)
+
+    mesh: str = _flag(
+        "",
+        "devices over the axes data (examples) and model (features, rows of bounds), such as data:4,model:2; "
+        "empty: all on data",
+    )
+    precision: str = _recipe(
+        "highest", "of matrix products in training; verification always has the highest", choices=tuple(PRECISIONS)
+    )
+    coordinator: str = _flag(
+        "", "host:port of process 0, where several processes train together; auto: as the cluster tells (TPU, SLURM)"
+    )
+    num_processes: int = _flag(1, "how many processes there are", at_least=1)
+    process_id: int = _flag(0, "which one this is, from 0", at_least=0, is_own=True)
+    process_timeout: int = _flag(60, "seconds after which a process that does not answer is given up", at_least=1)
+    profile_steps: int = _flag(0, "steps to write a profile of, after the first few; 0: none", at_least=0)
 
     checkpoint_epochs: int = _flag(5, "epochs between two checkpoints, each with an evaluation", at_least=1)
     log_steps: int = _flag(20, "steps between two looks at the running figures", at_least=1)

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import importlib
+import math
 import pathlib
 import sys
 from collections.abc import Callable
@@ -11,7 +12,7 @@ from typing import Any
 import jax
 
 import jaxbound.nn
-from experiments.common import augment, checkpoints, data, methods, models, recipes, train
+from experiments.common import augment, checkpoints, data, methods, models, placement, recipes, train
 from experiments.common.evaluate import Evaluation
 from experiments.common.flags import Config, UserError
 
@@ -31,7 +32,8 @@ class Job:
       recipe: how to train.
       evaluation: on the test examples.
       monitor: on the examples that choose the best checkpoint.
-      state: before the first step; of several seeds, stacked.
+      placement: where it runs.
+      state: before the first step, placed; of several seeds, stacked.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Job:
     recipe: train.Recipe
     evaluation: Evaluation
     monitor: Evaluation
+    placement: placement.Placement
     state: train.TrainState
 
 
@@ -59,6 +62,13 @@ def make(name: str, make_bound: MakeBound, config: Config) -> Job:
             f"--batch_size={config.batch_size} is too large: {config.dataset} has {dataset.train.size} training "
             f"examples, of which --validation_size={config.validation_size} are held out"
         )
+    where = placement.make(config.mesh)
+    if not where.divides(config.batch_size):
+        devices = where.mesh.shape[placement.DATA]
+        raise UserError(
+            f"--batch_size={config.batch_size} cannot be spread evenly over {devices} devices: make it a multiple, or "
+            f"take fewer by --mesh={placement.DATA}:{math.gcd(config.batch_size, devices)}"
+        )
     training, validation = (
         data.Split(*(leaf[part] for leaf in dataset.train)) for part in (slice(size), slice(size, None))
     )
@@ -66,13 +76,13 @@ def make(name: str, make_bound: MakeBound, config: Config) -> Job:
     networks = [_network(config, dataset, seed) for seed in config.seeds]
     network = networks[0]
     method = methods.make(network, config, make_bound(network, config))
-    recipe = recipes.make(network, config, method, steps_per_epoch=size // config.batch_size)
+    recipe = recipes.make(network, config, method, steps_per_epoch=size // config.batch_size, placement=where)
     shape = augment.RECIPES[config.augmentation].shape(dataset.shape)
     states = [
         train.init_state(recipes.initial(each, config), recipe, seed=seed, shape=shape)
         for each, seed in zip(networks, config.seeds, strict=True)
     ]
-    evaluation = Evaluation(network, config, test)
+    evaluation = Evaluation(network, config, test, where)
     return Job(
         name=name,
         config=config,
@@ -81,8 +91,9 @@ def make(name: str, make_bound: MakeBound, config: Config) -> Job:
         test=test,
         recipe=recipe,
         evaluation=evaluation,
-        monitor=Evaluation(network, config, validation) if validation.size else evaluation,
-        state=train.stack(states),
+        monitor=Evaluation(network, config, validation, where) if validation.size else evaluation,
+        placement=where,
+        state=where.put(train.stack(states), stacked=len(states) > 1),
     )
 
 
@@ -120,7 +131,7 @@ def as_evaluated(job: Job, state: train.TrainState) -> train.TrainState:
     """The state with the batch statistics that `--eval_statistics` asks for; without batch norm, the state itself."""
     if "batch_stats" not in state.variables or job.config.eval_statistics == "running":
         return state
-    batches = recipes.evaluation_batches(job.config, job.training)
+    batches = recipes.evaluation_batches(job.config, job.training, job.placement)
     statistics = jax.jit(lambda variables, images: job.network.train(variables, images)[1])
     found = jaxbound.nn.population_statistics(statistics(state.variables, images) for images in batches)
     return state._replace(variables={**state.variables, "batch_stats": found})

@@ -97,9 +97,11 @@ def global_robust(network: Network, config: GlobalConfig) -> Bound:
             return mixed(variables, region(image, radius, config), spec=spec)
 
         # Radii and examples share one axis: XLA's CPU compiler sums gradients over one long axis faster than over two.
+        # An example's radii stay together, so that a batch which is spread over devices stays where it is.
         size = len(batch.labels)
-        images, labels = (jnp.concatenate([leaf] * count) for leaf in batch)
-        lower = jax.vmap(one)(images, labels, jnp.repeat(shares * knobs.radius, size)).reshape(count, size, -1)
+        images, labels = (jnp.repeat(leaf, count, axis=0) for leaf in batch)
+        radii = jnp.tile(shares * knobs.radius, size)
+        lower = jnp.moveaxis(jax.vmap(one)(images, labels, radii).reshape(size, count, -1), 1, 0)
         return Robust(losses.weighted_robust_cross_entropy(lower, weights), jnp.all(lower[-1] > 0, axis=-1), {})
 
     return bound

@@ -32,16 +32,21 @@ class Record:
       workdir: the run's folder.
       step: where the run goes on. Rows after it were written after the checkpoint that it goes on from, and will be
         written again: they are dropped.
+      writes: whether this process is the one that writes.
     """
 
-    def __init__(self, workdir: pathlib.Path, *, step: int):
-        self._path = workdir / FILE
+    def __init__(self, workdir: pathlib.Path, *, step: int, writes: bool = True):
+        self._path, self._board = workdir / FILE, None
+        if not writes:
+            return
         kept = [row for row in read(workdir) if row["step"] <= step]
         replace_text(self._path, "".join(_line(row) for row in kept))
         self._board = tensorboardX.SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1 if step else None)
 
     def write(self, row: Mapping[str, Any]) -> None:
         """Adds a row: a `step` and figures; None stands for a figure that was not taken."""
+        if self._board is None:
+            return
         with open(self._path, "a", encoding="utf-8") as file:
             file.write(_line(row))
         for name, value in row.items():
@@ -51,7 +56,8 @@ class Record:
 
     def close(self) -> None:
         """Closes the TensorBoard file."""
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def _line(row: Mapping[str, Any]) -> str:

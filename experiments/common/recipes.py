@@ -5,18 +5,21 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 import optax
 
 import jaxbound.nn
 from experiments.common import augment, data, models, train
-from experiments.common.flags import Config
+from experiments.common.flags import PRECISIONS, Config
+from experiments.common.placement import Placement
 from jaxbound import schedules
 
 Schedule = Callable[[Any], Any]
 
 
-def make(network: models.Network, config: Config, method: train.Method, *, steps_per_epoch: int) -> train.Recipe:
+def make(
+    network: models.Network, config: Config, method: train.Method, *, steps_per_epoch: int, placement: Placement
+) -> train.Recipe:
     """The recipe of a run.
 
     Args:
@@ -24,6 +27,7 @@ def make(network: models.Network, config: Config, method: train.Method, *, steps
       config: its flags.
       method: its loss.
       steps_per_epoch: batches that an epoch has.
+      placement: where batches go.
     """
     total = config.epochs * steps_per_epoch
     clip = optax.clip_by_global_norm(config.grad_clip) if config.grad_clip else optax.identity()
@@ -32,7 +36,7 @@ def make(network: models.Network, config: Config, method: train.Method, *, steps
         optimizer = optax.MultiSteps(optimizer, config.accumulation).gradient_transformation()
     return train.Recipe(
         method=method,
-        phases=_phases(network, config, steps_per_epoch=steps_per_epoch),
+        phases=_phases(network, config, placement, steps_per_epoch=steps_per_epoch),
         optimizer=optimizer,
         augment=augment.RECIPES[config.augmentation].train,
         settle=_settle(config),
@@ -40,6 +44,7 @@ def make(network: models.Network, config: Config, method: train.Method, *, steps
         steps_per_epoch=steps_per_epoch,
         batch_size=config.batch_size,
         seeds=config.seeds,
+        precision=PRECISIONS[config.precision],
     )
 
 
@@ -62,7 +67,9 @@ def _of_updates(config: Config, schedule: optax.Schedule) -> optax.Schedule:
     return lambda update: schedule(update * config.accumulation)
 
 
-def _phases(network: models.Network, config: Config, *, steps_per_epoch: int) -> tuple[train.Phase, ...]:
+def _phases(
+    network: models.Network, config: Config, placement: Placement, *, steps_per_epoch: int
+) -> tuple[train.Phase, ...]:
     """Ordinary training, the ramp, and what follows it: each with as many knobs as possible known beforehand."""
     begin, end = (n * steps_per_epoch for n in (config.warmup_epochs, config.warmup_epochs + config.ramp_epochs))
     smoothed = functools.partial(schedules.smoothed, mid=config.ramp_mid)
@@ -87,7 +94,7 @@ def _phases(network: models.Network, config: Config, *, steps_per_epoch: int) ->
     def full(step: Any, key: Any) -> train.Knobs:
         return train.Knobs(config.radius, config.kappa_end, config.betas[1], 0, slope(step), key)
 
-    start = _start_ramps(network, config) if config.has_ramps else None
+    start = _start_ramps(network, config, placement) if config.has_ramps else None
     phases = (train.Phase(0, warmup), train.Phase(begin, growing, start), train.Phase(end, full))
     return phases if begin else (phases[1]._replace(begin=0), phases[2])
 
@@ -101,20 +108,20 @@ def _slope(config: Config, steps_per_epoch: int) -> Schedule:
     return schedules.linear(models.LEAKY_SLOPE, config.slope_end, begin=begin, end=end)
 
 
-def _start_ramps(network: models.Network, config: Config) -> Callable[[Any, data.Split], Any]:
+def _start_ramps(network: models.Network, config: Config, placement: Placement) -> Callable[[Any, data.Split], Any]:
     """Turns ParamRamp's bends on: each begins at its neuron's mean activation over the training set."""
 
     def enter(variables: Any, examples: data.Split) -> Any:
-        return jaxbound.nn.start_ramps(network.apply, variables, evaluation_batches(config, examples))
+        return jaxbound.nn.start_ramps(network.apply, variables, evaluation_batches(config, examples, placement))
 
     return enter
 
 
-def evaluation_batches(config: Config, examples: data.Split) -> Iterator[jax.Array]:
+def evaluation_batches(config: Config, examples: data.Split, placement: Placement) -> Iterator[jax.Array]:
     """Batches of training images as an evaluation sees them; the last one is left out where it is not full."""
     crop, size = augment.RECIPES[config.augmentation].test, config.batch_size
-    for start in range(0, len(examples.labels) - size + 1, size):
-        yield train.pixels(crop(jnp.asarray(examples.images[start : start + size])))
+    for start in range(0, examples.size - size + 1, size):
+        yield train.pixels(crop(placement.take(examples, np.arange(start, start + size)).images))
 
 
 def _settle(config: Config) -> Callable[[jax.Array, Any], Any]:

@@ -15,19 +15,19 @@ import numpy as np
 
 import jaxbound
 from experiments.common.files import replace_text
-from experiments.common.flags import Config
+from experiments.common.flags import PRECISIONS, Config
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def surroundings(config: Config) -> dict[str, Any]:
-    """What a result depends on besides the code: every flag but the names of folders, the versions and the device."""
+    """What a result depends on besides the code: flags (less folders and a process's own), versions, devices."""
     versions = {"python": platform.python_version(), "jaxbound": jaxbound.__version__}
     return {
         "flags": {
             field.name: getattr(config, field.name)
             for field in dataclasses.fields(config)
-            if not field.metadata.get("is_folder")
+            if not (field.metadata.get("is_folder") or field.metadata.get("is_own"))
         },
         "versions": {**versions, **{name: importlib.metadata.version(name) for name in PACKAGES}},
         "device": device(),
@@ -37,7 +37,13 @@ def surroundings(config: Config) -> dict[str, Any]:
 def device() -> dict[str, Any]:
     """What figures were measured on."""
     first = jax.devices()[0]
-    return {"platform": first.platform, "kind": first.device_kind, "cpu_cores": os.cpu_count()}
+    return {
+        "platform": first.platform,
+        "kind": first.device_kind,
+        "count": jax.device_count(),
+        "processes": jax.process_count(),
+        "cpu_cores": os.cpu_count(),
+    }
 
 
 def write_results(workdir: pathlib.Path, results: Mapping[str, Any]) -> None:
@@ -69,6 +75,8 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
     if beyond := results.get("radii_above_training"):
         trained = results["flags"]["radius"]
         remarks.append(f"{', '.join(f'{r:g}' for r in beyond)}: above the radius that it was trained at, {trained:g}")
+    if (precision := results.get("flags", {}).get("precision", "highest")) != "highest":
+        remarks.append(f"trained with matrix products in {PRECISIONS[precision]}; verified with the highest precision")
     if results.get("checkpoint") == "best":
         remarks.append(f"of the best checkpoint, chosen on the {results['checkpoint_chosen_on']} set")
     return remarks

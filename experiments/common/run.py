@@ -14,7 +14,7 @@ import numpy as np
 import tqdm
 from absl import app
 
-from experiments.common import checkpoints, data, flags, metrics, recipes, report, train
+from experiments.common import checkpoints, data, flags, metrics, processes, profile, recipes, report, train
 from experiments.common import job as jobs
 from experiments.common.files import writable_folder
 from experiments.common.flags import Config, UserError
@@ -37,7 +37,9 @@ def main(name: str, make_bound: MakeBound, defaults: Config) -> None:
         absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax would tell of every checkpoint
         try:
             flags.refuse_arguments(argv)
-            run(name, make_bound, flags.read(defaults))
+            config = flags.read(defaults)
+            processes.start(config)
+            run(name, make_bound, config)
         except (UserError, data.DataError) as error:
             sys.exit(f"{name}: {error}")
 
@@ -67,7 +69,7 @@ def run(name: str, make_bound: MakeBound, config: Config) -> list[dict[str, Any]
             state = _fit(job, store, state, workdir=workdir)
             step = train.steps_taken(state)
             if step < job.recipe.total_steps:
-                print(f"stopped at step {step}, which is saved: the same command goes on from there")
+                _say(f"stopped at step {step}, which is saved: the same command goes on from there")
                 return None
         states = [jobs.as_evaluated(job, each) for each in train.members(_chosen(store, state, config))]
     if len(states) == 1:
@@ -82,7 +84,7 @@ def _resume(store: checkpoints.Checkpoints, state: train.TrainState, config: Con
     if step is None:
         return state
     must_match = ("experiment", *(f.name for f in dataclasses.fields(config) if f.metadata.get("defines_run")))
-    print(f"resuming {config.workdir} at step {step}")
+    _say(f"resuming {config.workdir} at step {step}")
     return store.restore(state, step=step, must_match=must_match)
 
 
@@ -123,13 +125,15 @@ def _fit(
     first = train.steps_taken(state)
     with (
         _stop_signals() as stop,
-        contextlib.closing(metrics.Record(workdir, step=first)) as record,
-        tqdm.tqdm(total=recipe.total_steps, initial=first, unit="step", mininterval=_interval()) as bar,
+        contextlib.closing(metrics.Record(workdir, step=first, writes=processes.is_first())) as record,
+        contextlib.closing(profile.Profile(workdir / "profile", steps=config.profile_steps)) as trace,
+        tqdm.tqdm(total=recipe.total_steps, initial=first, unit="step", **_bar()) as bar,
     ):
         latest, began = {}, time.perf_counter()
-        states = train.run(state, recipe, job.training, every=config.log_steps)
+        states = train.run(state, recipe, job.training, every=config.log_steps, placement=job.placement)
         for state in states:
             step = train.steps_taken(state)
+            trace.look(step)
             epoch, position = divmod(step, recipe.steps_per_epoch)
             row = _row(state, job, seconds=time.perf_counter() - began)
             if not position or step == recipe.total_steps:
@@ -141,7 +145,7 @@ def _fit(
                     store.save(state, latest)
             bar.set_postfix(_live({**row, **latest}), refresh=False)
             bar.update(step - bar.n)
-            if stop:
+            if processes.any_of(bool(stop)):
                 store.save(state)
                 break
     return state
@@ -179,9 +183,15 @@ def _live(row: dict[str, Any]) -> dict[str, str]:
     return {**shown, **({"test": f"{row['test_verified_error']:.4g}"} if "test_verified_error" in row else {})}
 
 
-def _interval() -> float:
-    """Seconds between two drawings of the progress bar; a log file gets a line now and then."""
-    return 0.5 if sys.stderr.isatty() else 30.0
+def _bar() -> dict[str, Any]:
+    """How the progress bar is drawn: often on a terminal, now and then in a log file, by one process only."""
+    return {"mininterval": 0.5 if sys.stderr.isatty() else 30.0, "disable": not processes.is_first()}
+
+
+def _say(text: str) -> None:
+    """Prints, in one process."""
+    if processes.is_first():
+        print(text)
 
 
 def _evaluate(job: Job, state: train.TrainState, *, workdir: pathlib.Path) -> dict[str, Any]:
@@ -209,17 +219,18 @@ def _evaluate(job: Job, state: train.TrainState, *, workdir: pathlib.Path) -> di
         },
         **report.surroundings(config),
     }
-    report.write_results(workdir, results)
-    figures = report.Figures(
-        rows=rows,
-        results=results,
-        method=job.evaluation.cheapest,
-        radii=radii,
-        curve=curve,
-        images=job.test.images[shown],
-        certified=certified,
-    )
-    report.draw(workdir / "report.png", figures)
-    print(report.table(results))
-    print(f"written to {workdir}: results.json, report.png, {metrics.FILE}, tensorboard/")
+    if processes.is_first():
+        figures = report.Figures(
+            rows=rows,
+            results=results,
+            method=job.evaluation.cheapest,
+            radii=radii,
+            curve=curve,
+            images=job.test.images[shown],
+            certified=certified,
+        )
+        report.write_results(workdir, results)
+        report.draw(workdir / "report.png", figures)
+        print(report.table(results))
+        print(f"written to {workdir}: results.json, report.png, {metrics.FILE}, tensorboard/")
     return results

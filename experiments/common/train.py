@@ -5,6 +5,7 @@ of the data, the schedules and the random keys are functions of the seed and the
 anywhere and resumed from a checkpoint ends bit for bit as one that was not.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -17,6 +18,9 @@ import optax
 import jaxbound.nn
 from experiments.common import data
 from experiments.common.flags import UserError
+from experiments.common.placement import Placement
+
+AHEAD = 2  # batches sent to the devices before they are needed
 
 
 class Batch(NamedTuple):
@@ -102,6 +106,7 @@ class Recipe:
       batch_size: B.
       seeds: of the data's order, one for each state that is trained.
       momentum: of the running average of batch statistics.
+      precision: of matrix products, as JAX names it.
     """
 
     method: Method
@@ -114,6 +119,7 @@ class Recipe:
     batch_size: int
     seeds: tuple[int, ...]
     momentum: float = 0.9
+    precision: str = "highest"
 
     def phase(self, step: int) -> Phase:
         """The phase that a step belongs to."""
@@ -159,18 +165,22 @@ def pixels(images: jax.Array) -> jax.Array:
     return images.astype(jnp.float32) / 255
 
 
-def _compile(phase: Phase, recipe: Recipe) -> Callable[..., TrainState]:
-    """Compiles one step of a phase: (state, examples, their order) -> state.
+def compile_step(phase: Phase, recipe: Recipe, shardings: Any = None) -> Callable[..., TrainState]:
+    """Compiles one step of a phase: (state, batch as bytes) -> state, which consumes the one given.
 
     A step whose loss or gradient is not finite changes nothing, its number included, so the state stays good and says
     where training broke off.
+
+    Args:
+      phase: what is known beforehand.
+      recipe: how to train.
+      shardings: of the state, before and after; None for wherever it is.
     """
 
-    def step(state: TrainState, examples: data.Split, order: jax.Array) -> TrainState:
+    def step(state: TrainState, chosen: data.Split) -> TrainState:
         position = state.step % recipe.steps_per_epoch
-        chosen = jax.lax.dynamic_slice_in_dim(order, position * recipe.batch_size, recipe.batch_size)
         augment, settle, key = jax.random.split(jax.random.fold_in(jax.random.key(state.seed), state.step), 3)
-        batch = Batch(pixels(recipe.augment(augment, examples.images[chosen])), examples.labels[chosen])
+        batch = Batch(pixels(recipe.augment(augment, chosen.images)), chosen.labels)
         knobs = phase.knobs(state.step, key)
         old = state.variables
         if knobs.slope is not None:
@@ -190,14 +200,34 @@ def _compile(phase: Phase, recipe: Recipe) -> Callable[..., TrainState]:
         finite = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves((loss, gradients))]).all()
         return jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, state)
 
-    together = step if len(recipe.seeds) == 1 else jax.vmap(step, (0, None, 0))
-    return jax.jit(together, donate_argnums=0)
+    def together(state: TrainState, chosen: data.Split) -> TrainState:
+        with jax.default_matmul_precision(recipe.precision):
+            return (step if len(recipe.seeds) == 1 else jax.vmap(step))(state, chosen)
+
+    return jax.jit(together, donate_argnums=0, out_shardings=shardings)
 
 
-def _order(recipe: Recipe, size: int, *, epoch: int) -> jax.Array:
-    """The order of an epoch, [N]; of several seeds, [seeds, N]."""
-    orders = [data.permutation(size, seed=seed, epoch=epoch) for seed in recipe.seeds]
-    return jnp.asarray(orders[0] if len(orders) == 1 else np.stack(orders))
+def batches(recipe: Recipe, split: data.Split, placement: Placement, *, step: int) -> Iterator[data.Split]:
+    """The batches from a step on, to the end; a few are always on their way to the devices before they are asked for.
+
+    Args:
+      recipe: how to train.
+      split: the examples.
+      placement: where a batch goes.
+      step: the first one's.
+    """
+    waiting: collections.deque[data.Split] = collections.deque()
+    orders, of_epoch = np.empty(0), -1
+    for number in range(step, recipe.total_steps):
+        epoch, position = divmod(number, recipe.steps_per_epoch)
+        if epoch != of_epoch:
+            orders = np.stack([data.permutation(split.size, seed=seed, epoch=epoch) for seed in recipe.seeds])
+            orders, of_epoch = orders if len(recipe.seeds) > 1 else orders[0], epoch
+        chosen = orders[..., position * recipe.batch_size : (position + 1) * recipe.batch_size]
+        waiting.append(placement.take(split, chosen))
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
 
 
 def _enter(phase: Phase, state: TrainState, examples: data.Split) -> TrainState:
@@ -207,14 +237,17 @@ def _enter(phase: Phase, state: TrainState, examples: data.Split) -> TrainState:
     return stack([each._replace(variables=phase.enter(each.variables, examples)) for each in members(state)])
 
 
-def run(state: TrainState, recipe: Recipe, split: data.Split, *, every: int) -> Iterator[TrainState]:
+def run(
+    state: TrainState, recipe: Recipe, split: data.Split, *, every: int, placement: Placement
+) -> Iterator[TrainState]:
     """Trains, from the state's step to the recipe's end.
 
     Args:
-      state: where to start. It is consumed, as is every yielded state once the next one is asked for.
+      state: where to start, placed. It is consumed, as is every yielded state once the next one is asked for.
       recipe: how to train.
-      split: the examples; they are kept on the device as bytes.
+      split: the examples.
       every: steps between two yields.
+      placement: where the state is and where batches go.
 
     Yields:
       The state after every `every` steps and at every epoch's end.
@@ -222,19 +255,19 @@ def run(state: TrainState, recipe: Recipe, split: data.Split, *, every: int) -> 
     Raises:
       Diverged: where a loss or gradient was not finite; it names the step.
     """
-    examples = data.Split(*map(jnp.asarray, split))
-    steps = {phase.begin: _compile(phase, recipe) for phase in recipe.phases}
+    shardings = placement.of_state(state, stacked=len(recipe.seeds) > 1)
+    steps = {phase.begin: compile_step(phase, recipe, shardings) for phase in recipe.phases}
     done = steps_taken(state)
+    feed = batches(recipe, split, placement, step=done)
     while done < recipe.total_steps:
         epoch, position = divmod(done, recipe.steps_per_epoch)
-        order = _order(recipe, split.size, epoch=epoch)
         end = min(done - position + recipe.steps_per_epoch, recipe.total_steps)
         while done < end:
             for _ in range(min(every, end - done)):
                 phase = recipe.phase(done)
                 if done == phase.begin:
-                    state = _enter(phase, state, examples)
-                state = steps[phase.begin](state, examples, order)
+                    state = jax.device_put(_enter(phase, state, split), shardings)
+                state = steps[phase.begin](state, next(feed))
                 done += 1
             if steps_taken(state) != done:
                 raise Diverged(

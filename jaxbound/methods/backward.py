@@ -12,6 +12,7 @@ from jax.core import Tracer
 
 from jaxbound import relax
 from jaxbound.bounds import LinearBound, Planes
+from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.interval import Propagation, Tighten, interval_bounds, propagate
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval, valid_lower
 from jaxbound.methods.replay import choose_lines, lower_rows
@@ -22,7 +23,13 @@ from jaxbound.sets import Array, Interval, Set, is_set, tightest
 Combine = Callable[[Interval, Interval], Interval]
 
 
-def crown_ibp(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive, beta: Any = 1.0) -> Callable:
+def crown_ibp(
+    fn: Callable,
+    *,
+    relu: relax.ReluStrategy = relax.adaptive,
+    beta: Any = 1.0,
+    sharding: jax.sharding.NamedSharding | None = None,
+) -> Callable:
     """Turns a function into its CROWN-IBP bounds: interval bounds inside, one backward linear bound for the output.
 
     With a `beta` below 1 the result is the mixture beta * CROWN-IBP + (1 - beta) * IBP that training anneals, both
@@ -34,6 +41,7 @@ def crown_ibp(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive, beta: 
         (with the same spec); with any other take `jaxbound.tightest` of both where that matters.
       beta: weight of CROWN-IBP in [0, 1], a scalar, traced or not. The Python number 1 leaves out IBP's part, and 0
         the backward pass and all that it needs.
+      sharding: over which devices the rows of the spec (or of the output) are spread; as for `crown`.
 
     Returns:
       `bound(*args, spec=None, **kwargs)` as for `ibp`: Intervals, or lower bounds [S] of the rows of a spec.
@@ -64,7 +72,7 @@ def crown_ibp(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive, beta: 
         if is_number(beta, 0):
             return interval_bounds(problem, propagate(problem.program, problem.sets), spec)
         propagation = propagate(problem.program, problem.sets, relu)
-        linear = _bounds(problem, propagation, spec, None)
+        linear = _bounds(problem, propagation, spec, Chunks(None, sharding))
         if is_number(beta, 1):
             return linear
         return _mixed(beta, linear, interval_bounds(problem, propagation, spec))
@@ -77,6 +85,7 @@ def crown(
     *,
     relu: relax.ReluStrategy = relax.adaptive,
     chunk: int = 512,
+    sharding: jax.sharding.NamedSharding | None = None,
     combine: Combine = tightest,
 ) -> Callable:
     """Turns a function into its full CROWN bounds: every intermediate bound by a backward pass of its own.
@@ -85,6 +94,8 @@ def crown(
       fn: a JAX function of one example, as for `ibp`.
       relu: the lines around ReLUs, one of `jaxbound.relax`.
       chunk: how many rows (two for each neuron) go backwards at once; bounds the memory.
+      sharding: over which devices the rows of a chunk are spread, under `jax.jit`, such as
+        `NamedSharding(mesh, PartitionSpec("model"))`: the memory of each device falls with their number.
       combine: (interval by propagation, interval by CROWN) -> the one used; `jaxbound.tightest` intersects them.
 
     Returns:
@@ -109,8 +120,9 @@ def crown(
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        tighten = _tighten_by_crown(problem.program, problem.sets, chunk, combine)
-        return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, chunk)
+        chunks = Chunks(chunk, sharding)
+        tighten = _tighten_by_crown(problem.program, problem.sets, chunks, combine)
+        return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, chunks)
 
     return bound
 
@@ -167,25 +179,22 @@ def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) ->
     return planes
 
 
-def _bounds(problem: Problem, propagation: Propagation, spec: Any, chunk: int | None) -> Any:
+def _bounds(problem: Problem, propagation: Propagation, spec: Any, chunks: Chunks) -> Any:
     """The output's Intervals, or the lower bounds of a spec's rows."""
     rows = functools.partial(lower_rows, problem.program, propagation.relaxations, problem.sets)
-    return bounds_by_rows(problem, rows, spec, chunk)
+    return bounds_by_rows(problem, rows, spec, chunks)
 
 
-def bounds_by_rows(problem: Problem, rows: Callable[[Sequence[Array]], Array], spec: Any, chunk: int | None) -> Any:
-    """The same from a function that bounds any rows, at most `chunk` at once."""
+def bounds_by_rows(problem: Problem, rows: Callable[[Sequence[Array]], Array], spec: Any, chunks: Chunks) -> Any:
+    """The same from a function that bounds any rows."""
     shapes = jax.tree.leaves(problem.output)
     if spec is not None:
-        spec = problem.rows(spec)
-        if chunk is None or spec[0].shape[0] <= chunk:
-            return rows(spec)
-        return jax.lax.map(lambda row: rows([x[None] for x in row])[0], spec, batch_size=chunk)
+        return chunks.map(lambda row: rows([x[None] for x in row])[0], problem.rows(spec))
     boxes = []
     for k, shape in enumerate(shapes):
         others = [jnp.zeros(other.shape, other.dtype) for other in shapes]
         boxes.append(
-            unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunk)
+            unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunks)
         )
     return jax.tree.unflatten(jax.tree.structure(problem.output), [valid_interval(*box) for box in boxes])
 
@@ -228,8 +237,8 @@ def _mixed(beta: Any, linear: Any, interval: Any) -> Any:
     return jax.tree.map(pair, linear, interval, is_leaf=is_set)
 
 
-def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, chunk: int | None) -> Any:
-    """Lower and upper bounds of every element of an array, one row for each, made in chunks.
+def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, chunks: Chunks) -> Any:
+    """Lower and upper bounds of every element of an array, one row for each.
 
     Bounds are numbers or, where `rows` returns a pytree, whatever that holds; each leaf becomes an Interval.
     """
@@ -243,12 +252,10 @@ def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, chunk: 
         values = values.reshape(2, *shape.shape, *values.shape[1:])
         return Interval(values[0], -values[1])
 
-    index = jnp.arange(2 * size)
-    values = jax.vmap(bound)(index) if chunk is None else jax.lax.map(bound, index, batch_size=min(chunk, 2 * size))
-    return jax.tree.map(ends, values)
+    return jax.tree.map(ends, chunks.map(bound, jnp.arange(2 * size)))
 
 
-def _tighten_by_crown(program: Program, sets: Sequence[Set], chunk: int, combine: Combine) -> Tighten:
+def _tighten_by_crown(program: Program, sets: Sequence[Set], chunks: Chunks, combine: Combine) -> Tighten:
     region = dict(zip(program.inputs, sets, strict=True))
 
     def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:
@@ -258,7 +265,7 @@ def _tighten_by_crown(program: Program, sets: Sequence[Set], chunk: int, combine
             return box
         needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
         shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-        found = unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, chunk)
+        found = unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, chunks)
         return valid_interval(*combine(box, found))
 
     return tighten

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxbound import relax
 from jaxbound.methods.affine import AffinePair, advance, enclosure, identity, lowest
 from jaxbound.methods.backward import Combine, bounds_by_rows, unit_rows
+from jaxbound.methods.chunks import WHOLE, Chunks
 from jaxbound.methods.interval import Tighten, linear_tail, propagate
 from jaxbound.methods.problem import prepare, valid_interval, valid_lower
 from jaxbound.methods.replay import Nodes, choose_lines, lower_rows
@@ -114,7 +115,7 @@ def crown_lbp(fn: Callable, *, relu: relax.ReluStrategy = relax.tight, combine: 
         program, sets = problem.program, problem.sets
         tighten = _tighten_by_pairs(_forward(program, sets), sets, combine)
         relaxations = propagate(program, sets, relu, tighten).relaxations
-        return bounds_by_rows(problem, functools.partial(lower_rows, program, relaxations, sets), spec, None)
+        return bounds_by_rows(problem, functools.partial(lower_rows, program, relaxations, sets), spec, WHOLE)
 
     return bound
 
@@ -167,13 +168,13 @@ def relaxed_crown(
         def tighten(slot: int, box: Interval, relaxations: Nodes) -> Interval:
             rows = _looking_back(program, [slot], (relaxations, known), depth)
             shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-            coeffs, bias = unit_rows(lambda row: rows([row[None]]), shape, chunk)
+            coeffs, bias = unit_rows(lambda row: rows([row[None]]), shape, Chunks(chunk))
             known[slot] = AffinePair(Interval(*(jnp.moveaxis(end, -1, 0) for end in coeffs)), bias)
             return valid_interval(*combine(box, enclosure(known[slot], sets)))
 
         relaxations = propagate(program, sets, relu, tighten).relaxations
         rows = _looking_back(program, program.outputs, (relaxations, known), depth)
-        return bounds_by_rows(problem, lambda spec: valid_lower(lowest(*rows(spec), sets)), spec, chunk)
+        return bounds_by_rows(problem, lambda spec: valid_lower(lowest(*rows(spec), sets)), spec, Chunks(chunk))
 
     return bound
 

@@ -1,5 +1,4 @@
 import collections
-import itertools
 import os
 import pathlib
 import socket
@@ -223,33 +222,6 @@ def test_plain_tfds_reads_tiny_imagenet(tiny_imagenet):
     for index in (0, 1):  # greyscale and coloured
         np.testing.assert_array_equal(source[index]["image"], arrays["validation"][0][index])
         assert source[index]["label"] == arrays["validation"][1][index]
-
-
-def make_split(size):
-    images = np.arange(size, dtype=np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 1), np.uint8)
-    return data.Split(images, np.arange(size, dtype=np.int32))
-
-
-def test_batches_visit_every_example_once():
-    split = make_split(23)
-    parts = list(data.batches(split, 5, seed=1, epoch=2, drop_remainder=False))
-    assert [part.size for part in parts] == [5, 5, 5, 5, 3]
-    labels = np.concatenate([part.labels for part in parts])
-    np.testing.assert_array_equal(np.sort(labels), range(23))
-    np.testing.assert_array_equal(np.concatenate([part.images for part in parts])[:, 0, 0, 0], labels)
-    np.testing.assert_array_equal(labels, data.permutation(23, seed=1, epoch=2))
-
-
-def test_batches_drop_the_remainder():
-    parts = list(data.batches(make_split(23), 5, seed=1, epoch=2))
-    assert [part.size for part in parts] == [5] * 4
-    np.testing.assert_array_equal(np.concatenate([p.labels for p in parts]), data.permutation(23, seed=1, epoch=2)[:20])
-
-
-def test_a_resumed_epoch_continues_where_it_was():
-    again = itertools.islice(data.batches(make_split(23), 5, seed=1, epoch=2), 2, None)
-    for expected, found in zip(list(data.batches(make_split(23), 5, seed=1, epoch=2))[2:], again, strict=True):
-        np.testing.assert_array_equal(expected.images, found.images)
 
 
 @pytest.mark.parametrize("other", [{"seed": 1, "epoch": 3}, {"seed": 2, "epoch": 2}, {"seed": 2, "epoch": 1}])

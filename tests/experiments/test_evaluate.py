@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 import jaxbound
-from experiments.common import data, evaluate
+from experiments.common import data, evaluate, placement
 from experiments.common.models import Network
 from tests.experiments.tiny_runs import config
 
@@ -20,11 +20,12 @@ def apply(variables, x):
 
 PARAMS = {"scale": jnp.array(3.0)}
 NETWORK = Network(apply, None, PARAMS, 2)
+WHERE = placement.make("data:1")
 
 
 def evaluation(split=SPLIT, **changes):
     flags = config("unused", eval_methods=("ibp", "crown_ibp", "crown"), eval_batch_size=4, **changes)
-    return evaluate.Evaluation(NETWORK, flags, split)
+    return evaluate.Evaluation(NETWORK, flags, split, WHERE)
 
 
 @pytest.mark.parametrize("radius", [0.01, 0.1, 0.25, 0.45])
@@ -60,7 +61,7 @@ def recording(passing, seen):
 
     def check(params, examples, radius):
         seen.append(examples.labels.tolist())
-        return np.isin(examples.labels, passing)
+        return jnp.isin(examples.labels, jnp.array(passing))
 
     return check
 
@@ -74,7 +75,7 @@ def test_the_cascade_asks_tighter_methods_only_about_what_is_left():
         evaluate.Method(name, recording(passing[name], asked[name]), batch_size=4) for name in asked
     )
     subject._classifier = recording([0, 1, 2, 3, 4], [])
-    subject._attacker = lambda *_, keys: np.ones(4, bool)
+    subject._attacker = lambda *_: jnp.ones(4, bool)
     full = subject.full(PARAMS)
     assert asked["ibp"] == [[0, 1, 2, 3], [4, 5, 4, 5]]  # all of them; the last batch is filled up
     assert asked["crown_ibp"] == [[2, 3, 4, 2]]
@@ -88,7 +89,7 @@ def test_an_unsound_bound_would_show():
     subject = evaluation(split, eval_radii=(0.1,))
     subject._methods = (evaluate.Method("ibp", recording([0, 1, 2, 3], []), batch_size=4),)
     subject._classifier = recording([0], [])
-    subject._attacker = lambda *_, keys: np.array([True, False, True, True])
+    subject._attacker = lambda *_: jnp.array([True, False, True, True])
     full = subject.full(PARAMS)
     assert full["verified_error"]["ibp"] < full["pgd_error"] == full["clean_error"] == 75
 
@@ -96,7 +97,7 @@ def test_an_unsound_bound_would_show():
 def test_every_example_is_attacked():
     subject = evaluation(eval_radii=(0.01,))
     seen = []
-    subject._attacker = lambda _, examples, *__, keys: (seen.append(examples.images.ravel()), np.ones(4, bool))[1]
+    subject._attacker = lambda _, examples, *__: (seen.append(examples.images.ravel()), jnp.ones(4, bool))[1]
     subject.full(PARAMS)
     assert set(np.concatenate(seen)) == set(PIXELS)
 
@@ -108,7 +109,7 @@ def test_the_attack_does_not_depend_on_the_batch():
     options = {"eval_radii": (0.1,), "pgd_steps": 0, "pgd_restarts": 1}
     first = evaluation(split, **options).full(PARAMS)["pgd_error"]
     flags = config("unused", eval_batch_size=7, **options)
-    assert evaluate.Evaluation(NETWORK, flags, split).full(PARAMS)["pgd_error"] == first
+    assert evaluate.Evaluation(NETWORK, flags, split, WHERE).full(PARAMS)["pgd_error"] == first
 
 
 @pytest.mark.parametrize("everywhere", [False, True])
@@ -138,7 +139,7 @@ def test_a_check_compiles_once():
 
 
 def test_no_examples_left():
-    held = evaluate.holds(None, SPLIT, chosen=np.array([], int), batch_size=4, title="none")
+    held = evaluate.Examples(SPLIT, WHERE).passing(None, chosen=np.array([], int), batch_size=4, title="none")
     assert held.tolist() == [False] * 6
 
 
@@ -153,7 +154,7 @@ def test_other_norms(norm):
     network = Network(mean, None, PARAMS, 2)
     split = data.Split(np.repeat(SPLIT.images, 2, axis=1), SPLIT.labels)
     flags = config("unused", norm=norm, clip=False, eval_methods=("ibp", "crown_ibp"), eval_batch_size=4)
-    subject = evaluate.Evaluation(network, flags, split)
+    subject = evaluate.Evaluation(network, flags, split, WHERE)
     share = {"2": np.sqrt(0.5), "1": 0.5}[norm]
     for radius in (0.1, 0.29, 0.55):
         exact = pytest.approx(100 * np.mean(RADII <= share * radius), abs=1e-3)

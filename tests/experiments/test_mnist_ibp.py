@@ -126,15 +126,19 @@ def test_sigterm_saves_and_stops(tiny, uninterrupted, tmp_path, monkeypatch, cap
 
 
 KILLED = """
-import os, signal, sys
+import os, pathlib, signal, sys, time
+import jax
 from experiments.common import data, run
 from tests.experiments import tiny_runs
 
+jax.config.update("jax_num_cpu_devices", 8)  # as in these tests: XLA's sums depend on it
 data.load = lambda *_: tiny_runs.make_dataset()
 live = run._live
 
 def killed(row):
     if row["step"] == 14:  # in the middle of the third epoch, two steps after the record of the second one
+        while not (pathlib.Path(sys.argv[1]) / "checkpoints" / "10").exists():  # it is written in the background
+            time.sleep(0.01)
         os.kill(os.getpid(), signal.SIGKILL)
     return live(row)
 

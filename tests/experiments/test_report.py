@@ -33,9 +33,11 @@ def test_table():
 def test_remarks():
     """Figures that flatter say so."""
     chosen = {"checkpoint": "best", "checkpoint_chosen_on": "test"}
-    text = report.table({**RESULTS, **chosen, "radii_above_training": [0.25], "flags": {"radius": 0.1}})
-    assert text.splitlines()[-2:] == [
+    given = {"radius": 0.1, "precision": "tf32"}
+    text = report.table({**RESULTS, **chosen, "radii_above_training": [0.25], "flags": given})
+    assert text.splitlines()[-3:] == [
         "0.25: above the radius that it was trained at, 0.1",
+        "trained with matrix products in tensorfloat32; verified with the highest precision",
         "of the best checkpoint, chosen on the test set",
     ]
 
@@ -43,7 +45,7 @@ def test_remarks():
 def test_surroundings_tell_every_flag(tmp_path):
     found = report.surroundings(Config(radius=0.3))
     assert found["flags"]["radius"] == 0.3
-    assert found["flags"].keys() == Config.__dataclass_fields__.keys() - {"workdir", "data_dir"}
+    assert found["flags"].keys() == Config.__dataclass_fields__.keys() - {"workdir", "data_dir", "process_id"}
     assert all(isinstance(version, str) and version for version in found["versions"].values())
     report.write_results(tmp_path, found)
     assert json.loads((tmp_path / "results.json").read_text())["flags"]["eval_radii"] == [0.1]

@@ -4,7 +4,7 @@ import numpy as np
 import optax
 import pytest
 
-from experiments.common import data, train
+from experiments.common import data, placement, train
 from experiments.common.methods import cross_entropy, error
 
 SHAPE, CLASSES, SIZE, BATCH = (2, 2, 1), 3, 22, 4
@@ -23,6 +23,12 @@ def split():
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (SIZE, *SHAPE), np.uint8)
     return data.Split(images, rng.integers(0, CLASSES, SIZE).astype(np.int32))
+
+
+def batches_of(epoch):
+    order = data.permutation(SIZE, seed=0, epoch=epoch)
+    chosen = [order[start : start + BATCH] for start in range(0, STEPS * BATCH, BATCH)]
+    return [data.Split(*(leaf[part] for leaf in split())) for part in chosen]
 
 
 def natural(variables, batch, knobs):
@@ -47,9 +53,13 @@ def recipe(method=natural, **changes):
     return train.Recipe(**{**values, **changes})
 
 
+def run(state, recipe, *, every):
+    where = placement.make("data:1")
+    yield from train.run(where.put(state), recipe, split(), every=every, placement=where)
+
+
 def last(recipe, *, every=100):
-    states = list(train.run(start(recipe), recipe, split(), every=every))
-    return states[-1]
+    return list(run(start(recipe), recipe, every=every))[-1]
 
 
 def start(recipe, variables=None):
@@ -59,11 +69,30 @@ def start(recipe, variables=None):
     return train.stack(states)
 
 
+@pytest.mark.parametrize("mesh", ["data:1", "data:4", "data:2,model:2"])
+def test_batches_are_those_of_the_epochs_order(mesh):
+    found = list(train.batches(recipe(), split(), placement.make(mesh), step=0))
+    expected = [batch for epoch in range(3) for batch in batches_of(epoch)]
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_batches_go_on_inside_an_epoch():
+    every, where = list(train.batches(recipe(), split(), placement.make("data:1"), step=0)), placement.make("data:2")
+    found = list(train.batches(recipe(), split(), where, step=STEPS + 2))
+    jax.tree.map(np.testing.assert_array_equal, found, every[STEPS + 2 :])
+
+
+def test_batches_of_several_seeds_are_stacked():
+    first, second = (next(train.batches(recipe(seeds=(k,)), split(), placement.make("data:2"), step=3)) for k in (3, 4))
+    both = next(train.batches(recipe(seeds=(3, 4)), split(), placement.make("data:2"), step=3))
+    jax.tree.map(lambda a, b, c: np.testing.assert_array_equal(np.stack([a, b]), c), first, second, both)
+
+
 def test_the_steps_are_those_of_a_plain_loop():
     given, expected = recipe(), params()
     opt_state = given.optimizer.init(expected)
     for epoch in range(3):
-        for batch in data.batches(split(), BATCH, seed=0, epoch=epoch):
+        for batch in batches_of(epoch):
             images = jnp.asarray(batch.images / np.float32(255))
             method = lambda p: cross_entropy(apply(p, images), batch.labels)  # noqa: B023, E731
             updates, opt_state = given.optimizer.update(jax.grad(method)(expected), opt_state)
@@ -82,15 +111,14 @@ def test_how_often_one_looks_changes_nothing():
 
 def test_yields_end_with_the_epoch():
     given = recipe()
-    steps = [int(state.step) for state in train.run(start(given), given, split(), every=3)]
+    steps = [int(state.step) for state in run(start(given), given, every=3)]
     assert steps == [3, 5, 8, 10, 13, 15]
 
 
 def test_totals_are_those_of_the_epoch():
     given = recipe(optimizer=optax.set_to_zero())
-    *_, whole = (float(state.totals["loss"]) for state in train.run(start(given), given, split(), every=STEPS))
-    batches = list(data.batches(split(), BATCH, seed=0, epoch=2))
-    losses = [cross_entropy(apply(params(), b.images / np.float32(255)), b.labels) for b in batches]
+    *_, whole = (float(state.totals["loss"]) for state in run(start(given), given, every=STEPS))
+    losses = [cross_entropy(apply(params(), b.images / np.float32(255)), b.labels) for b in batches_of(2)]
     assert whole == pytest.approx(float(sum(losses)), rel=1e-5)
 
 
@@ -105,7 +133,7 @@ def test_a_phase_takes_over_with_its_knobs():
         return knobs(step, key)._replace(kappa=0)
 
     given = recipe(method, phases=(train.Phase(0, knobs), train.Phase(STEPS + 2, later)))
-    losses = [float(state.totals["loss"]) for state in train.run(start(given), given, split(), every=STEPS)]
+    losses = [float(state.totals["loss"]) for state in run(start(given), given, every=STEPS)]
     assert losses == pytest.approx([0.01 * sum(range(k * STEPS, (k + 1) * STEPS)) for k in range(3)])
     assert seen[1:] == [0.5, 0]  # known when a step is compiled; the first look was for the metrics' names
 
@@ -118,7 +146,7 @@ def test_what_a_phase_begins_with_is_done_once():
         return {"params": jax.tree.map(jnp.zeros_like, variables["params"])}
 
     given = recipe(phases=(train.Phase(0, knobs), train.Phase(STEPS, knobs, enter)), optimizer=optax.set_to_zero())
-    states = [jax.tree.map(np.array, state) for state in train.run(start(given), given, split(), every=2)]
+    states = [jax.tree.map(np.array, state) for state in run(start(given), given, every=2)]
     assert counts == [SIZE]
     changed = {int(state.step): not state.variables["params"]["w"].any() for state in states}
     assert changed == {step: step > STEPS for step in changed}
@@ -128,7 +156,7 @@ def test_what_a_phase_begins_with_is_done_once():
 
 
 def last_of(recipe, state):
-    return list(train.run(state, recipe, split(), every=100))[-1]
+    return list(run(state, recipe, every=100))[-1]
 
 
 def test_images_are_augmented_and_parameters_settled():
@@ -179,8 +207,8 @@ def test_a_step_that_is_not_finite_changes_nothing(broken):
 
     given, seen = recipe(method), []
     with pytest.raises(train.Diverged, match=r"not finite at step 7 \(epoch 2\)"):
-        for state in train.run(start(given), given, split(), every=1):
+        for state in run(start(given), given, every=1):
             seen.append(jax.tree.map(np.array, state))
     assert seen[-1].step == 7
-    for state, sound in zip(seen, train.run(start(recipe()), recipe(), split(), every=1), strict=False):
+    for state, sound in zip(seen, run(start(recipe()), recipe(), every=1), strict=False):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.variables, sound.variables)

@@ -26,6 +26,7 @@ def make_dataset(train=160, test=40, seed=0):
 def config(workdir, program=mnist_ibp, **changes):
     """Flags of a run of six epochs of five steps."""
     values = {
+        "mesh": "data:1",
         "model": "mlp",
         "epochs": 6,
         "batch_size": 32,

@@ -1,0 +1,51 @@
+"""Rows of linear bounds in chunks, which bounds the memory, and spread over devices, which divides it."""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Chunks(NamedTuple):
+    """How many rows go backwards at once (None: all of them), and over which devices they are spread (None: one)."""
+
+    size: int | None = None
+    sharding: jax.sharding.NamedSharding | None = None
+
+    def map(self, bound: Callable[[Any], Any], rows: Any) -> Any:
+        """`jax.vmap(bound)(rows)`, a chunk at a time."""
+        at_once, count = functools.partial(self._at_once, jax.vmap(bound)), _count(rows)
+        size = min(self.size or count, count)
+        if size == count:
+            return at_once(rows)
+        whole = count - count % size
+        chunks = jax.tree.map(lambda x: x[:whole].reshape(-1, size, *x.shape[1:]), rows)
+        found = jax.tree.map(lambda x: x.reshape(whole, *x.shape[2:]), jax.lax.map(at_once, chunks))
+        if whole == count:
+            return found
+        rest = at_once(jax.tree.map(lambda x: x[whole:], rows))
+        return jax.tree.map(lambda *parts: jnp.concatenate(parts), found, rest)
+
+    def _at_once(self, bound: Callable[[Any], Any], rows: Any) -> Any:
+        """Bounds the rows of one chunk, each device its share; the last row is repeated until all have the same."""
+        if self.sharding is None:
+            return bound(rows)
+        mesh, spec = self.sharding.mesh, self.sharding.spec
+        axes, count = jax.tree.leaves(tuple(spec)), _count(rows)
+        missing = -count % math.prod(mesh.shape[name] for name in axes)
+        filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]), rows)
+        # Rows vary over the devices, all else is the same on each: there is nothing for JAX to check.
+        spread = jax.shard_map(
+            bound, mesh=mesh, in_specs=spec, out_specs=spec, axis_names=frozenset(axes), check_vma=False
+        )
+        return jax.tree.map(lambda x: x[:count], jax.jit(spread)(filled))
+
+
+WHOLE = Chunks()
+
+
+def _count(rows: Any) -> int:
+    return len(jax.tree.leaves(rows)[0])
