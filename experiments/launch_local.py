@@ -2,9 +2,9 @@
 
     python -m experiments.launch_local --processes=2 -- python -m experiments.mnist_ibp --workdir=runs/two
 
-Every process gets the command's own flags and `--coordinator`, `--num_processes` and `--process_id`. Lines of output are
-marked with the process that they come from. When one ends with an error, the others are given `--patience` seconds to
-end as well and are then ended. Ctrl-C and SIGTERM go to all of them.
+Every process gets the command's own flags and `--coordinator`, `--num_processes` and `--process_id`. Lines of output
+are marked with the process that they come from. When one ends with an error, the others are given `--patience` seconds
+to end as well and are then ended. Ctrl-C and SIGTERM go to all of them.
 """
 
 import os

@@ -1,7 +1,10 @@
 """Several processes that train together: how they find one another, and what they must agree on."""
 
 import dataclasses
+import faulthandler
 import json
+import socket
+import time
 from typing import Any
 
 import jax
@@ -17,33 +20,52 @@ def start(config: Config) -> None:
     """Joins the other processes that `--coordinator` names, before anything else asks for a device.
 
     Raises:
-      UserError: they do not answer within `--process_timeout`, or their flags are others.
+      UserError: process 0 does not answer within `--process_timeout`, or the processes' flags differ. Where another
+        one does not come, or dies later, JAX ends this process after that time.
     """
     if not config.coordinator:
         return
-    address = (
-        {}
-        if config.coordinator == "auto"
-        else {
-            "coordinator_address": config.coordinator,
-            "num_processes": config.num_processes,
-            "process_id": config.process_id,
-        }
-    )
+    faulthandler.disable()  # where another process dies JAX ends this one with a message; stacks would bury it
+    limits = ("initialization_timeout", "heartbeat_timeout_seconds", "shutdown_timeout_seconds")
+    options: dict[str, Any] = dict.fromkeys(limits, config.process_timeout)
+    if config.coordinator != "auto":
+        if config.process_id >= config.num_processes:
+            raise UserError(
+                f"--process_id={config.process_id} is too large: of --num_processes={config.num_processes} the last "
+                f"is {config.num_processes - 1}"
+            )
+        print(f"process {config.process_id} of {config.num_processes} looks for the others by {config.coordinator}")
+        if config.process_id:
+            _reach(config.coordinator, config.process_timeout)
+        options |= {name: getattr(config, name) for name in ("num_processes", "process_id")}
+        options["coordinator_address"] = config.coordinator
     try:
-        jax.distributed.initialize(
-            **address,
-            initialization_timeout=config.process_timeout,
-            heartbeat_timeout_seconds=config.process_timeout,
-            shutdown_timeout_seconds=config.process_timeout,
-        )
+        jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"process {config.process_id} of {config.num_processes} did not find the others by "
-            f"--coordinator={config.coordinator} within --process_timeout={config.process_timeout} seconds: "
-            f"{str(error).splitlines()[0][:200]}"
+            f"--coordinator={config.coordinator}: the processes did not find one another: {reason}"
         ) from error
     _agree(config)
+
+
+def _reach(address: str, timeout: int) -> None:
+    """Waits until process 0 listens: JAX itself would break off without a word of the address."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal():
+        raise UserError(f"--coordinator={address} is no address: give host:port of process 0, or auto")
+    deadline = time.monotonic() + timeout
+    while True:
+        try:
+            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            return
+        except OSError as error:
+            if time.monotonic() > deadline:
+                raise UserError(
+                    f"--coordinator={address} did not answer within --process_timeout={timeout} seconds ({error}): is "
+                    "process 0 running there, and its port open?"
+                ) from error
+        time.sleep(0.2)
 
 
 def is_first() -> bool:

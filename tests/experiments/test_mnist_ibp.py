@@ -7,7 +7,6 @@ import sys
 
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 
 from experiments.common import checkpoints, data, methods, metrics, run, train
@@ -17,13 +16,6 @@ from tests.experiments import tiny_runs
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS_PER_EPOCH = 5
 EPOCHS = 6
-
-
-def saved(workdir, step=EPOCHS * STEPS_PER_EPOCH):
-    """The arrays of a checkpoint."""
-    path = workdir / "checkpoints" / str(step) / "state"
-    tree = ocp.StandardCheckpointer().restore(path.absolute())
-    return {name: np.asarray(leaf) for name, leaf in ocp.tree.to_flat_dict(tree, sep="/").items() if leaf is not None}
 
 
 def assert_same(first, second):
@@ -78,7 +70,7 @@ def test_a_run_from_flags_to_report(tiny, tmp_path, capsys):
 
 def test_the_same_seed_gives_the_same_numbers(tiny, uninterrupted, tmp_path):
     results = tiny_runs.train(tmp_path)
-    assert_same(saved(tmp_path), saved(uninterrupted))
+    assert_same(tiny_runs.saved(tmp_path), tiny_runs.saved(uninterrupted))
     assert without_seconds(metrics.read(tmp_path)) == without_seconds(metrics.read(uninterrupted))
     before = json.loads((uninterrupted / "results.json").read_text())
     for name in ("clean_error", "pgd_error", "verified_error", "radii"):
@@ -89,7 +81,7 @@ def test_resuming_at_an_epoch_changes_nothing(tiny, uninterrupted, tmp_path, cap
     tiny_runs.train(tmp_path, max_steps=3 * STEPS_PER_EPOCH)
     tiny_runs.train(tmp_path)
     assert "resuming" in capsys.readouterr().out
-    assert_same(saved(tmp_path), saved(uninterrupted))
+    assert_same(tiny_runs.saved(tmp_path), tiny_runs.saved(uninterrupted))
     assert without_seconds(metrics.read(tmp_path))[3:] == without_seconds(metrics.read(uninterrupted))[3:]
 
 
@@ -100,10 +92,10 @@ def test_a_finished_run_is_only_evaluated(tiny, uninterrupted, tmp_path):
 
         return bound
 
-    before = saved(uninterrupted)
+    before = tiny_runs.saved(uninterrupted)
     results = tiny_runs.train(uninterrupted, bound=no_training)
     assert results["epoch"] == EPOCHS
-    assert_same(saved(uninterrupted), before)
+    assert_same(tiny_runs.saved(uninterrupted), before)
 
 
 def test_sigterm_saves_and_stops(tiny, uninterrupted, tmp_path, monkeypatch, capsys):
@@ -121,7 +113,7 @@ def test_sigterm_saves_and_stops(tiny, uninterrupted, tmp_path, monkeypatch, cap
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
     monkeypatch.setattr(run, "_live", live)
     assert tiny_runs.train(tmp_path)["step"] == EPOCHS * STEPS_PER_EPOCH
-    assert_same(saved(tmp_path), saved(uninterrupted))
+    assert_same(tiny_runs.saved(tmp_path), tiny_runs.saved(uninterrupted))
     assert without_seconds(metrics.read(tmp_path)) == without_seconds(metrics.read(uninterrupted))
 
 
@@ -157,16 +149,16 @@ def test_kill_9_and_resume_change_nothing(tiny, uninterrupted, tmp_path):
         file.write('{"epoch": 3, "step": 15, "lo')
     tiny_runs.train(tmp_path)
     assert not half_written.exists()
-    assert_same(saved(tmp_path), saved(uninterrupted))
+    assert_same(tiny_runs.saved(tmp_path), tiny_runs.saved(uninterrupted))
     assert [row["epoch"] for row in metrics.read(tmp_path)] == list(range(1, EPOCHS + 1))
 
 
 def test_eval_only_trains_nothing(tiny, uninterrupted):
-    before, rows = saved(uninterrupted), metrics.read(uninterrupted)
+    before, rows = tiny_runs.saved(uninterrupted), metrics.read(uninterrupted)
     results = tiny_runs.train(uninterrupted, eval_only=True, eval_size=10, radius=0.9, epochs=99, eval_radii=(0.01,))
     assert results["examples"] == 10 and results["step"] == EPOCHS * STEPS_PER_EPOCH
     assert results["radii"][0]["radius"] == 0.01
-    assert_same(saved(uninterrupted), before)
+    assert_same(tiny_runs.saved(uninterrupted), before)
     assert metrics.read(uninterrupted) == rows
 
 
@@ -205,7 +197,7 @@ def test_a_loss_that_turns_nan_stops_training(tiny, tmp_path):
     with pytest.raises(train.Diverged, match=r"not finite at step 18 \(epoch 4\)"):
         tiny_runs.train(tmp_path, bound=breaking)
     (kept,) = [path for path in (tmp_path / "checkpoints").iterdir() if path.name == "15"]
-    assert all(np.isfinite(leaf).all() for leaf in saved(tmp_path, step=kept.name).values())
+    assert all(np.isfinite(leaf).all() for leaf in tiny_runs.saved(tmp_path, step=kept.name).values())
 
 
 def test_a_checkpoint_of_another_model(tiny, uninterrupted):

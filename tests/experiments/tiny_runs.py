@@ -2,7 +2,9 @@
 
 import dataclasses
 
+import jax
 import numpy as np
+import orbax.checkpoint as ocp
 
 from experiments import mnist_ibp
 from experiments.common import data, run
@@ -50,3 +52,15 @@ def train(workdir, program=mnist_ibp, bound=None, **changes):
     """Runs an experiment of one seed in this process."""
     found = run.run(program.NAME, bound or program.BOUND, config(workdir, program, **changes))
     return found and found[0]
+
+
+def saved(workdir, step=None):
+    """The arrays of a checkpoint by name, of the last one by default, whatever devices it was written on."""
+    folder = workdir / "checkpoints"
+    step = step or max(int(path.name) for path in folder.iterdir() if path.name.isdigit())
+    path, reader = (folder / str(step) / "state").absolute(), ocp.PyTreeCheckpointer()
+    arguments = jax.tree.map(
+        lambda _: ocp.RestoreArgs(restore_type=np.ndarray), reader.metadata(path).item_metadata.tree
+    )
+    leaves = jax.tree_util.tree_leaves_with_path(reader.restore(path, restore_args=arguments))
+    return {jax.tree_util.keystr(name, simple=True, separator="/"): leaf for name, leaf in leaves}
