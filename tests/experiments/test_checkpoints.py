@@ -1,6 +1,9 @@
+import contextlib
 import gc
+import resource
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -41,6 +44,48 @@ def fill(folder, errors):
 
 def kept(folder):
     return {int(path.name) for path in folder.iterdir()}
+
+
+@contextlib.contextmanager
+def full_disk():
+    """No file may grow beyond a thousand bytes."""
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+def test_a_full_disk_keeps_the_last_good_one(tmp_path):
+    store = fill(tmp_path, {1: 30.0})
+    store.close()
+    store = opened(tmp_path)
+    noise = np.random.default_rng(0).uniform(size=100_000)  # nothing that could be compressed
+    with full_disk(), pytest.raises(checkpoints.CheckpointError, match="could not be written.*one before it is kept"):
+        store.save(State(jnp.asarray(2), {"w": jnp.asarray(noise)}), {checkpoints.METRIC: 10.0})
+        store.close()
+    again = opened(tmp_path)
+    assert again.step() == again.step("best") == 1
+    found = again.restore(state(0), step=1, must_match=tuple(RUN))
+    np.testing.assert_array_equal(found.params["w"], np.ones(3))
+    again.save(state(3), {checkpoints.METRIC: 5.0})
+    again.close()
+    assert kept(tmp_path) == {3}
+
+
+def test_a_donated_state_is_saved_as_it_was(tmp_path):
+    """The next steps overwrite its memory while it is written."""
+    store, overwrite = (
+        opened(tmp_path),
+        jax.jit(lambda state: jax.tree.map(lambda x: x * 0 - 1, state), donate_argnums=0),
+    )
+    given = state(1, size=1_000_000)
+    store.save(given, {checkpoints.METRIC: 10.0})
+    for _ in range(3):
+        given = overwrite(given)
+    np.testing.assert_array_equal(store.restore(given, step=1, must_match=()).params["w"], np.ones(1_000_000))
+    store.close()
 
 
 def test_an_empty_folder(tmp_path):

@@ -4,6 +4,7 @@ import os
 import pathlib
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -102,6 +103,36 @@ def test_other_flags(tmp_path):
             f"[{index}] mnist_ibp: the processes have different flags: process 0 has --learning_rate=0.005, "
             "process 1 has --learning_rate=0.25. Start all with the same ones"
         ) in found.stdout
+
+
+@pytest.mark.slow(reason="a process is killed and started twenty times")
+def test_killed_at_twenty_random_moments(tmp_path):
+    flags = ["--epochs=60", "--ramp_epochs=40"]  # a checkpoint every five steps
+    alone(tmp_path / "whole", *flags, devices=1)
+    random, workdir = np.random.default_rng(0), tmp_path / "killed"
+    command = [*PROGRAM, *flags, f"--workdir={workdir}"]
+    environment = {**os.environ, "JAX_NUM_CPU_DEVICES": "1"}
+    kills, resumed = 0, 0
+    while kills < 20:
+        process = subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        output = b""
+        while b"step/s" not in output:  # the progress bar: training begins
+            output += os.read(process.stdout.fileno(), 1 << 16)
+        time.sleep(random.uniform(0, 4))
+        assert process.poll() is None, "the run ended before it was killed twenty times"
+        process.kill()
+        process.wait()
+        kills, resumed = kills + 1, resumed + (b"resuming" in output)
+    alone(workdir, *flags, devices=1)
+    assert resumed >= 15  # the first ones may come before the first checkpoint
+    first, second = tiny_runs.saved(tmp_path / "whole"), tiny_runs.saved(workdir)
+    assert first.keys() == second.keys()
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    kept = [
+        sorted(path.name for path in (folder / "checkpoints").iterdir()) for folder in (tmp_path / "whole", workdir)
+    ]
+    assert kept[0] == kept[1] and all(name.isdigit() for name in kept[1])
 
 
 def test_nobody_answers():
