@@ -93,7 +93,9 @@ def _figures(values: Iterable[float], form: str = ".2f") -> str:
 def machine(result: Mapping[str, Any]) -> str:
     """What a run was trained on."""
     device = result["device"]
-    return f"{device['cpu_cores']} CPU cores" if device["platform"] == "cpu" else device["kind"]
+    if device["platform"] == "cpu":
+        return f"{device['cpu_cores']} CPU cores"
+    return device["kind"] if device.get("count", 1) == 1 else f"{device['count']} x {device['kind']}"
 
 
 def table(results: pathlib.Path, rows: Iterable[Row] = ROWS) -> str:
