@@ -1,4 +1,4 @@
-"""What a training step computes and exchanges, counted from the compiled program: the arithmetic behind `docs/scale.md`.
+"""What a training step computes and exchanges, counted from the program: the arithmetic behind `docs/scale.md`.
 
 python -m benchmarks.scaling --help
 """
@@ -75,7 +75,9 @@ def main():
             bound = methods.crown_ibp if beta else methods.ibp
             flops, exchanged = step_flops(network, shape, bound=bound, beta=beta), exchanged_bytes(network)
             least = smallest_share(flops, exchanged, compute=reached, bandwidth=flags.bandwidth)
-            print(f"{name:18}{count:12,}{kind:>20}{flops / 1e9:15.2f}{exchanged / 2**20:12.1f}{least:13.2f}", flush=True)
+            print(
+                f"{name:18}{count:12,}{kind:>20}{flops / 1e9:15.2f}{exchanged / 2**20:12.1f}{least:13.2f}", flush=True
+            )
 
 
 if __name__ == "__main__":

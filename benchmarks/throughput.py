@@ -52,7 +52,7 @@ def recipe(kind, network, flags):
         steps_per_epoch=SIZE // flags.batch,
         batch_size=flags.batch,
         seeds=(0,),
-        precision=PRECISIONS[flags.precision],
+        precision=flags.precision,
     )
 
 

@@ -9,8 +9,9 @@ from absl import flags
 from experiments.common import augment, data, models
 from jaxbound import losses
 
-# name -> what matrix products are computed in. TensorFloat-32 and bfloat16 round to 10 and 7 bits behind the point.
-PRECISIONS = {"highest": "highest", "tf32": "tensorfloat32", "bf16": "bfloat16"}
+# As JAX names them. highest: float32, whatever it costs; high: TF32 on GPUs, three bfloat16 products on TPUs; default:
+# TF32 on GPUs, one bfloat16 product on TPUs. On CPUs all are float32.
+PRECISIONS = ("highest", "high", "default")
 
 
 class UserError(Exception):
@@ -87,7 +88,9 @@ class Config:
         "empty: all on data",
     )
     precision: str = _recipe(
-        "highest", "of matrix products in training; verification always has the highest", choices=tuple(PRECISIONS)
+        "highest",
+        "of matrix products in training (high: TF32 on GPUs); verification always has the highest",
+        choices=PRECISIONS,
     )
     coordinator: str = _flag(
         "", "host:port of process 0, where several processes train together; auto: as the cluster tells (TPU, SLURM)"
@@ -95,7 +98,7 @@ class Config:
     num_processes: int = _flag(1, "how many processes there are", at_least=1)
     process_id: int = _flag(0, "which one this is, from 0", at_least=0, is_own=True)
     process_timeout: int = _flag(60, "seconds after which a process that does not answer is given up", at_least=1)
-    profile_steps: int = _flag(0, "steps to write a profile of, after the first few; 0: none", at_least=0)
+    profile: int = _flag(0, "steps to write a profile of, after the first few; 0: none", at_least=0)
 
     checkpoint_epochs: int = _flag(5, "epochs between two checkpoints, each with an evaluation", at_least=1)
     log_steps: int = _flag(20, "steps between two looks at the running figures", at_least=1)

@@ -10,7 +10,7 @@ import optax
 
 import jaxbound.nn
 from experiments.common import augment, data, models, train
-from experiments.common.flags import PRECISIONS, Config
+from experiments.common.flags import Config
 from experiments.common.placement import Placement
 from jaxbound import schedules
 
@@ -44,7 +44,7 @@ def make(
         steps_per_epoch=steps_per_epoch,
         batch_size=config.batch_size,
         seeds=config.seeds,
-        precision=PRECISIONS[config.precision],
+        precision=config.precision,
     )
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 import jaxbound
 from experiments.common.files import replace_text
-from experiments.common.flags import PRECISIONS, Config
+from experiments.common.flags import Config
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -76,7 +76,9 @@ def _remarks(results: Mapping[str, Any]) -> list[str]:
         trained = results["flags"]["radius"]
         remarks.append(f"{', '.join(f'{r:g}' for r in beyond)}: above the radius that it was trained at, {trained:g}")
     if (precision := results.get("flags", {}).get("precision", "highest")) != "highest":
-        remarks.append(f"trained with matrix products in {PRECISIONS[precision]}; verified with the highest precision")
+        remarks.append(
+            f"trained with matrix products of {precision} precision (TF32 on a GPU); verified with the highest"
+        )
     if results.get("checkpoint") == "best":
         remarks.append(f"of the best checkpoint, chosen on the {results['checkpoint_chosen_on']} set")
     return remarks

@@ -126,7 +126,7 @@ def _fit(
     with (
         _stop_signals() as stop,
         contextlib.closing(metrics.Record(workdir, step=first, writes=processes.is_first())) as record,
-        contextlib.closing(profile.Profile(workdir / "profile", steps=config.profile_steps)) as trace,
+        contextlib.closing(profile.Profile(workdir / "profile", steps=config.profile)) as trace,
         tqdm.tqdm(total=recipe.total_steps, initial=first, unit="step", **_bar()) as bar,
     ):
         latest, began = {}, time.perf_counter()

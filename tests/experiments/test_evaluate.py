@@ -1,3 +1,6 @@
+import re
+
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -165,3 +168,15 @@ def test_attacked_errors():
     subject = evaluation(pgd_steps=20, pgd_step_size=0.1)
     errors = subject.attacked(PARAMS, [0.1, 0.25], size=4)
     assert errors == [pytest.approx(100 * np.mean(RADII[:4] <= radius)) for radius in (0.1, 0.25)]
+
+
+def test_verification_has_the_highest_precision_whatever_is_asked_for_outside():
+    def linear(variables, x):
+        return x.reshape(*x.shape[:-3], -1) @ variables["w"]
+
+    network = Network(linear, None, {"w": jnp.ones((1, 2))}, 2)
+    check = evaluate.verifier(network, config("unused"), jaxbound.ibp)
+    with jax.default_matmul_precision("bfloat16"):
+        text = check.lower(network.variables, SPLIT, 0.1).as_text()
+    found = re.findall(r"dot_general.*?precision = \[(\w+), (\w+)\]", text)
+    assert found and {operand for pair in found for operand in pair} == {"HIGHEST"}

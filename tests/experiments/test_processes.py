@@ -148,3 +148,13 @@ def test_nobody_answers():
 def test_one_process_needs_no_other():
     processes.start(Config())
     assert processes.is_first() and processes.any_of(True) and not processes.any_of(False)
+
+
+@pytest.mark.slow(reason="each starts processes")
+def test_a_signal_to_one_process_stops_all(two, tmp_path):
+    """As a preemption does: it comes to one host, in the middle of an epoch."""
+    stopped = launched(tmp_path, "--log_steps=1", TERM_STEP="18", KILL_PROCESS="1")
+    assert stopped.returncode == 0 and "stopped at step 18, which is saved" in stopped.stdout, stopped.stdout
+    assert {path.name for path in (tmp_path / "checkpoints").iterdir()} >= {"18"}
+    assert launched(tmp_path).returncode == 0
+    assert distance(parameters(two[0]), parameters(tmp_path)) == 0

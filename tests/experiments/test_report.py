@@ -33,11 +33,11 @@ def test_table():
 def test_remarks():
     """Figures that flatter say so."""
     chosen = {"checkpoint": "best", "checkpoint_chosen_on": "test"}
-    given = {"radius": 0.1, "precision": "tf32"}
+    given = {"radius": 0.1, "precision": "high"}
     text = report.table({**RESULTS, **chosen, "radii_above_training": [0.25], "flags": given})
     assert text.splitlines()[-3:] == [
         "0.25: above the radius that it was trained at, 0.1",
-        "trained with matrix products in tensorfloat32; verified with the highest precision",
+        "trained with matrix products of high precision (TF32 on a GPU); verified with the highest",
         "of the best checkpoint, chosen on the test set",
     ]
 

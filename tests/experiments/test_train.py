@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -212,3 +214,12 @@ def test_a_step_that_is_not_finite_changes_nothing(broken):
     assert seen[-1].step == 7
     for state, sound in zip(seen, run(start(recipe()), recipe(), every=1), strict=False):
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), state.variables, sound.variables)
+
+
+@pytest.mark.parametrize("precision, name", [("highest", "HIGHEST"), ("high", "HIGH"), ("default", "DEFAULT")])
+def test_matrix_products_of_a_step_have_the_precision_asked_for(precision, name):
+    given, where = recipe(precision=precision), placement.make("data:1")
+    batch = where.take(split(), np.arange(BATCH))
+    text = train.compile_step(given.phases[0], given).lower(start(given), batch).as_text()
+    found = re.findall(r"dot_general.*?precision = \[(\w+), (\w+)\]", text)
+    assert found and {operand for pair in found for operand in pair} == {name}

@@ -1,6 +1,6 @@
 """A tiny run as a program of its own: `python -m tests.experiments.tiny_program --workdir=...`, with all its flags.
 
-Where KILL_STEP and KILL_PROCESS are set, that process kills itself once it has come so far.
+Where KILL_PROCESS is set, that process kills itself at KILL_STEP, or sends itself a SIGTERM at TERM_STEP.
 """
 
 import os
@@ -16,11 +16,14 @@ if __name__ == "__main__":
     data.load = lambda *_: tiny_runs.make_dataset()
     taken = train.steps_taken
 
-    def killed(state):
+    def signalled(state):
         step = taken(state)
-        if step >= int(os.environ.get("KILL_STEP", 1000)) and jax.process_index() == int(os.environ["KILL_PROCESS"]):
-            os.kill(os.getpid(), signal.SIGKILL)
+        if jax.process_index() == int(os.environ.get("KILL_PROCESS", -1)):
+            if step >= int(os.environ.get("KILL_STEP", 1000)):
+                os.kill(os.getpid(), signal.SIGKILL)
+            if step == int(os.environ.get("TERM_STEP", -1)):
+                os.kill(os.getpid(), signal.SIGTERM)
         return step
 
-    train.steps_taken = killed
+    train.steps_taken = signalled
     run.main(mnist_ibp.NAME, mnist_ibp.BOUND, tiny_runs.config(""))
