@@ -121,7 +121,8 @@ def finished(workdir: pathlib.Path, **changes: Any) -> tuple[Job, list[train.Tra
     program = importlib.import_module(f"experiments.{saved['experiment']}")
     known = {field.name for field in dataclasses.fields(program.DEFAULTS)}
     flags = {name: tuple(value) if isinstance(value, list) else value for name, value in saved.items() if name in known}
-    job = make(program.NAME, program.BOUND, type(program.DEFAULTS)(**{**flags, **changes, "workdir": str(workdir)}))
+    here = {"workdir": str(workdir), "mesh": f"{placement.DATA}:1"}  # not the devices that it was trained on
+    job = make(program.NAME, program.BOUND, type(program.DEFAULTS)(**{**flags, **here, **changes}))
     with contextlib.closing(store(job)) as found:
         states = train.members(found.restore(job.state, step=found.step(), must_match=("model",)))
     return job, [as_evaluated(job, state) for state in states]

@@ -12,7 +12,7 @@ from jax.core import Tracer
 
 from jaxbound import relax
 from jaxbound.bounds import LinearBound, Planes
-from jaxbound.methods.chunks import Chunks
+from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, Tighten, interval_bounds, propagate
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval, valid_lower
 from jaxbound.methods.replay import choose_lines, lower_rows
@@ -65,6 +65,7 @@ def crown_ibp(
       Zhang et al. 2020, arXiv:1906.06316.
     """
     check_beta(beta)
+    parts = chunks(None, sharding)
 
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
@@ -72,7 +73,7 @@ def crown_ibp(
         if is_number(beta, 0):
             return interval_bounds(problem, propagate(problem.program, problem.sets), spec)
         propagation = propagate(problem.program, problem.sets, relu)
-        linear = _bounds(problem, propagation, spec, Chunks(None, sharding))
+        linear = _bounds(problem, propagation, spec, parts)
         if is_number(beta, 1):
             return linear
         return _mixed(beta, linear, interval_bounds(problem, propagation, spec))
@@ -103,7 +104,7 @@ def crown(
       interval bounds, started from CROWN bounds of what enters the loop.
 
     Raises:
-      UnsupportedError, ValueError: as for `ibp`; also a chunk below 1.
+      UnsupportedError, ValueError: as for `ibp`; also a chunk below 1, or a sharding that does not spread rows.
 
     Example:
       >>> def model(x):
@@ -114,15 +115,13 @@ def crown(
     References:
       Zhang et al. 2018, arXiv:1811.00866.
     """
-    if chunk < 1:
-        raise ValueError(f"chunk must be at least 1, got {chunk}")
+    parts = chunks(chunk, sharding)
 
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        chunks = Chunks(chunk, sharding)
-        tighten = _tighten_by_crown(problem.program, problem.sets, chunks, combine)
-        return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, chunks)
+        tighten = _tighten_by_crown(problem.program, problem.sets, parts, combine)
+        return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, parts)
 
     return bound
 
@@ -179,22 +178,22 @@ def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) ->
     return planes
 
 
-def _bounds(problem: Problem, propagation: Propagation, spec: Any, chunks: Chunks) -> Any:
+def _bounds(problem: Problem, propagation: Propagation, spec: Any, parts: Chunks) -> Any:
     """The output's Intervals, or the lower bounds of a spec's rows."""
     rows = functools.partial(lower_rows, problem.program, propagation.relaxations, problem.sets)
-    return bounds_by_rows(problem, rows, spec, chunks)
+    return bounds_by_rows(problem, rows, spec, parts)
 
 
-def bounds_by_rows(problem: Problem, rows: Callable[[Sequence[Array]], Array], spec: Any, chunks: Chunks) -> Any:
+def bounds_by_rows(problem: Problem, rows: Callable[[Sequence[Array]], Array], spec: Any, parts: Chunks) -> Any:
     """The same from a function that bounds any rows."""
     shapes = jax.tree.leaves(problem.output)
     if spec is not None:
-        return chunks.map(lambda row: rows([x[None] for x in row])[0], problem.rows(spec))
+        return parts.map(lambda row: rows([x[None] for x in row])[0], problem.rows(spec))
     boxes = []
     for k, shape in enumerate(shapes):
         others = [jnp.zeros(other.shape, other.dtype) for other in shapes]
         boxes.append(
-            unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, chunks)
+            unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, parts)
         )
     return jax.tree.unflatten(jax.tree.structure(problem.output), [valid_interval(*box) for box in boxes])
 
@@ -237,7 +236,7 @@ def _mixed(beta: Any, linear: Any, interval: Any) -> Any:
     return jax.tree.map(pair, linear, interval, is_leaf=is_set)
 
 
-def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, chunks: Chunks) -> Any:
+def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, parts: Chunks) -> Any:
     """Lower and upper bounds of every element of an array, one row for each.
 
     Bounds are numbers or, where `rows` returns a pytree, whatever that holds; each leaf becomes an Interval.
@@ -252,10 +251,10 @@ def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, chunks:
         values = values.reshape(2, *shape.shape, *values.shape[1:])
         return Interval(values[0], -values[1])
 
-    return jax.tree.map(ends, chunks.map(bound, jnp.arange(2 * size)))
+    return jax.tree.map(ends, parts.map(bound, jnp.arange(2 * size)))
 
 
-def _tighten_by_crown(program: Program, sets: Sequence[Set], chunks: Chunks, combine: Combine) -> Tighten:
+def _tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine) -> Tighten:
     region = dict(zip(program.inputs, sets, strict=True))
 
     def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:
@@ -265,7 +264,7 @@ def _tighten_by_crown(program: Program, sets: Sequence[Set], chunks: Chunks, com
             return box
         needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
         shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-        found = unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, chunks)
+        found = unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, parts)
         return valid_interval(*combine(box, found))
 
     return tighten

@@ -47,5 +47,27 @@ class Chunks(NamedTuple):
 WHOLE = Chunks()
 
 
+def chunks(size: int | None, sharding: Any = None) -> Chunks:
+    """The chunks that a user asked for.
+
+    Raises:
+      TypeError, ValueError: a size below 1, or a sharding that does not spread rows.
+    """
+    if size is not None and size < 1:
+        raise ValueError(f"chunk must be at least 1, got {size}")
+    if sharding is None:
+        return Chunks(size)
+    if not isinstance(sharding, jax.sharding.NamedSharding):
+        raise TypeError(
+            f"sharding must be a jax.sharding.NamedSharding, which tells the mesh, got {type(sharding).__name__}"
+        )
+    if len(sharding.spec) != 1 or not jax.tree.leaves(tuple(sharding.spec)):
+        raise ValueError(
+            "sharding spreads rows, which are one axis: its PartitionSpec must name the mesh's axis (or a tuple of "
+            f"axes) for that, as PartitionSpec('model') does, got {sharding.spec}"
+        )
+    return Chunks(size, sharding)
+
+
 def _count(rows: Any) -> int:
     return len(jax.tree.leaves(rows)[0])

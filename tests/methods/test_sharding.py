@@ -166,6 +166,16 @@ def test_rows_spread_over_devices(name, axes):
     assert_close(grad(*arguments), expected(parameters(), images()))
 
 
+@pytest.mark.parametrize("name", SPREAD)
+def test_what_spreads_no_rows(name):
+    where = mesh(model=8)
+    with pytest.raises(TypeError, match="sharding must be a jax.sharding.NamedSharding.*got PartitionSpec"):
+        SPREAD[name](network, sharding=PartitionSpec("model"))
+    for spec in (PartitionSpec(), PartitionSpec(None), PartitionSpec("model", None)):
+        with pytest.raises(ValueError, match="sharding spreads rows, which are one axis"):
+            SPREAD[name](network, sharding=NamedSharding(where, spec))
+
+
 def test_rows_spread_without_jit():
     where = mesh(data=2, model=4)
     spread = functools.partial(SPREAD["crown_ibp"], sharding=NamedSharding(where, PartitionSpec("model")))
