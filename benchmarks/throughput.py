@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from experiments.common import data, methods, models, placement, train
-from experiments.common.flags import PRECISIONS, CrownConfig
+from experiments.common.flags import PRECISIONS, CrownConfig, UserError
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 SIZE = 10_000  # random examples that batches are drawn from
@@ -142,6 +142,11 @@ def main():
     parser.add_argument("--rounds", type=int, default=7, help="alternating samples of each candidate")
     parser.add_argument("--json", type=Path, help="file to save all samples to")
     flags = parser.parse_args()
+    try:
+        if not placement.make(flags.mesh).divides(flags.batch):
+            parser.error(f"--batch={flags.batch} cannot be spread evenly over the data axis of the mesh")
+    except UserError as error:
+        parser.error(str(error))
     device = f"{jax.device_count()} x {jax.devices()[0].device_kind}, {os.cpu_count()} cores"
     print(
         f"jax {jax.__version__}, {device}, {flags.model} on {flags.dataset}, batch {flags.batch}, {flags.precision}\n"

@@ -25,7 +25,7 @@ from absl import logging as absl_logging
 
 import jaxbound
 from experiments.common import data, job, report, train
-from experiments.common.evaluate import images_of
+from experiments.common.evaluate import exact, images_of
 from experiments.common.files import replace_text
 from experiments.common.flags import UserError, refuse_arguments
 from experiments.common.methods import region
@@ -68,7 +68,7 @@ def margins(
     """
     network, config = this.network, this.config
 
-    @jax.jit
+    @exact
     def of_batch(examples: data.Split) -> jax.Array:
         def one(image: jax.Array, label: jax.Array) -> jax.Array:
             spec = jaxbound.margin_spec(label, network.num_classes)

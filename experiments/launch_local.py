@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from absl import app, flags
 
 
-def launch(command: Sequence[str], *, processes: int, devices: int = 0, patience: float = 60.0) -> list[int]:
+def launch(command: Sequence[str], *, processes: int, devices: int = 0, patience: float = 120.0) -> list[int]:
     """Runs a command several times at once.
 
     Args:
@@ -32,13 +32,19 @@ def launch(command: Sequence[str], *, processes: int, devices: int = 0, patience
       Each process's exit status.
     """
     address = f"127.0.0.1:{_free_port()}"
-    environment = {**os.environ, **({"JAX_NUM_CPU_DEVICES": str(devices)} if devices else {})}
+    of_devices = {"JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": str(devices)} if devices else {}
+    environment = {**os.environ, **of_devices}
     running = []
     for index in range(processes):
         own = [f"--coordinator={address}", f"--num_processes={processes}", f"--process_id={index}"]
         running.append(
             subprocess.Popen(
-                [*command, *own], env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+                [*command, *own],
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,  # the terminal's Ctrl-C comes to this program alone, which passes it on
             )
         )
     readers = [threading.Thread(target=_relay, args=(k, each), daemon=True) for k, each in enumerate(running)]
@@ -103,6 +109,6 @@ def main(argv: list[str]) -> None:
 
 if __name__ == "__main__":
     flags.DEFINE_integer("processes", 2, "how many processes", lower_bound=1)
-    flags.DEFINE_integer("devices", 0, "CPU devices of each process; 0: as it finds them", lower_bound=0)
-    flags.DEFINE_float("patience", 60.0, "seconds that the others have to end once one has failed", lower_bound=0)
+    flags.DEFINE_integer("devices", 0, "CPU devices of each process; 0: what it finds", lower_bound=0)
+    flags.DEFINE_float("patience", 120.0, "seconds that the others have to end once one has failed", lower_bound=0)
     app.run(main)

@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags as absl_flags
 from absl import logging as absl_logging
 
-from experiments.common import data, flags, models, run
+from experiments.common import data, flags, models, processes, run
 from experiments.common.files import replace_text
 from experiments.common.flags import UserError
 
@@ -51,7 +51,8 @@ def train(program: Any, config: flags.Config, names: Sequence[str]) -> dict[str,
     """Trains, or resumes, all networks of a family; None where a signal stopped it."""
     results = {}
     for name in names:
-        print(f"{name}:")
+        if processes.is_first():
+            print(f"{name}:")
         workdir = str(pathlib.Path(config.workdir) / name)
         found = run.run(program.NAME, program.BOUND, dataclasses.replace(config, model=name, workdir=workdir))
         if found is None:
@@ -75,10 +76,11 @@ def main(argv: list[str]) -> None:
         values(rest)
         absl_logging.set_verbosity(absl_logging.ERROR)
         config = flags.read(program.DEFAULTS, values)
+        processes.start(config)
         content = train(program, config, models.MODEL_SETS[early.set])
     except (UserError, data.DataError, absl_flags.Error) as error:
         sys.exit(f"model_set: {error}")
-    if content is None:
+    if content is None or not processes.is_first():
         return
     content = {"set": early.set, **content}
     replace_text(pathlib.Path(config.workdir) / "model_set.json", json.dumps(content, indent=2) + "\n")

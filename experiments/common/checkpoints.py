@@ -67,13 +67,22 @@ class Checkpoints:
         step = int(np.min(state.step))
         if step == self.step():
             return
+        self.wait()
         # On a CPU a host's view of an array is the array itself, which the next step overwrites: a copy is safe.
         items = ocp.args.Composite(
             state=ocp.args.StandardSave(jax.tree.map(jnp.copy, state)), run=ocp.args.JsonSave(self._run)
         )
         with self._writing():
-            self._manager.wait_until_finished()
             self._manager.save(step, args=items, metrics=None if metrics is None else dict(metrics))
+
+    def wait(self) -> None:
+        """Waits until the last checkpoint is written.
+
+        Raises:
+          CheckpointError: it could not be.
+        """
+        with self._writing():
+            self._manager.wait_until_finished()
 
     def restore(self, like: Any, *, step: int, must_match: tuple[str, ...]) -> Any:
         """Reads a checkpoint.
@@ -90,10 +99,9 @@ class Checkpoints:
           CheckpointError: where the checkpoint is of another run or model, or damaged.
         """
         saved = self.run(step)
-        here = {name: _plain(self._run.get(name)) for name in must_match}
-        other = [
-            f"--{name}={saved.get(name)}, not {here[name]}" for name in must_match if saved.get(name) != here[name]
-        ]
+        # A flag that is younger than the checkpoint cannot differ.
+        here = {name: _plain(self._run.get(name)) for name in must_match if name in saved}
+        other = [f"--{name}={saved[name]}, not {value}" for name, value in here.items() if saved[name] != value]
         if other:
             raise CheckpointError(
                 f"the checkpoint in {self._folder} is of another run: it has {'; '.join(other)}. "
@@ -112,8 +120,7 @@ class Checkpoints:
         Raises:
           CheckpointError: that checkpoint could not be written.
         """
-        with self._writing():
-            self._manager.wait_until_finished()
+        self.wait()
         self._manager.close()
 
     @contextlib.contextmanager
@@ -123,12 +130,12 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise CheckpointError(
-                f"a checkpoint could not be written to {self._folder}: {reason}. The one before it is kept; make room "
-                "and start the same command again"
+                f"a checkpoint could not be written to {self._folder}: {reason}. The one before it is kept; is "
+                "there room, and do all processes run? Then start the same command again"
             ) from error
 
     def _read(self, step: int, **items: Any) -> Any:
-        self._manager.wait_until_finished()
+        self.wait()
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:

@@ -48,16 +48,16 @@ class Method:
     batch_size: int
 
 
-def _exact(check: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Compiles a check whose matrix products have the highest precision, whatever training had."""
+def exact(check: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """Compiles a function whose matrix products have the highest precision, whatever training had."""
 
     @jax.jit
     @functools.wraps(check)
-    def exact(*args: Any) -> jax.Array:
+    def compiled(*args: Any) -> jax.Array:
         with jax.default_matmul_precision("highest"):
             return check(*args)
 
-    return exact
+    return compiled
 
 
 def verifier(network: Network, config: Config, bound: Callable[..., Any]) -> Check:
@@ -73,7 +73,7 @@ def verifier(network: Network, config: Config, bound: Callable[..., Any]) -> Che
         spec = jaxbound.margin_spec(label, network.num_classes)
         return jnp.all(bound(network.apply)(variables, region(image, radius, config), spec=spec) > 0)
 
-    @_exact
+    @exact
     def check(variables: Any, examples: Split, radius: Any) -> jax.Array:
         radii = jnp.broadcast_to(radius, examples.labels.shape)
         each = jax.vmap(functools.partial(verified, variables))
@@ -116,7 +116,7 @@ def methods(network: Network, config: Config, sharding: jax.sharding.NamedShardi
 def classifier(network: Network, config: Config) -> Check:
     """Compiles the check that an image itself is classified correctly; the radius is not used."""
 
-    @_exact
+    @exact
     def check(variables: Any, examples: Split, radius: Any) -> jax.Array:
         del radius
         logits = network.apply(variables, images_of(examples, config))
@@ -132,7 +132,7 @@ def attacker(network: Network, config: Config) -> Callable[..., jax.Array]:
     Its random starts depend on the seed and on an example's index alone.
     """
 
-    @_exact
+    @exact
     def check(variables: Any, examples: Split, radius: Any, indices: jax.Array) -> jax.Array:
         attack = attacks.pgd(
             functools.partial(network.apply, variables),
@@ -181,10 +181,6 @@ class Examples:
             padded = np.resize(batch, size)
             result[batch] = fetch(check(self.placement.take(self.split, padded), padded))[: len(batch)]
         return result
-
-    def __getitem__(self, chosen: np.ndarray) -> Split:
-        """A few examples, on every device."""
-        return Split(self.split.images[chosen], self.split.labels[chosen])
 
 
 def percent_failing(passed: np.ndarray) -> float:
@@ -248,7 +244,7 @@ class Evaluation:
 
     def certified_radii(self, variables: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
         """The largest radius in [0, 1] that the cheapest method verifies, for a few examples; 0 where none."""
-        examples = self._examples[np.asarray(chosen)]
+        examples = Split(*(leaf[np.asarray(chosen)] for leaf in self._examples.split))
         low, high = np.zeros(len(chosen)), np.ones(len(chosen))
         for _ in range(halvings):
             middle = (low + high) / 2

@@ -63,11 +63,12 @@ def make(name: str, make_bound: MakeBound, config: Config) -> Job:
             f"examples, of which --validation_size={config.validation_size} are held out"
         )
     where = placement.make(config.mesh)
-    if not where.divides(config.batch_size):
+    if not (where.divides(config.batch_size) or config.eval_only):
         devices = where.mesh.shape[placement.DATA]
         raise UserError(
-            f"--batch_size={config.batch_size} cannot be spread evenly over {devices} devices: make it a multiple, or "
-            f"take fewer by --mesh={placement.DATA}:{math.gcd(config.batch_size, devices)}"
+            f"--batch_size={config.batch_size} cannot be spread evenly over the {devices} devices of the mesh's "
+            f"{placement.DATA} axis: make it a multiple, or give a --mesh with {placement.DATA}:"
+            f"{math.gcd(config.batch_size, devices)}"
         )
     training, validation = (
         data.Split(*(leaf[part] for leaf in dataset.train)) for part in (slice(size), slice(size, None))
@@ -134,7 +135,8 @@ def as_evaluated(job: Job, state: train.TrainState) -> train.TrainState:
         return state
     batches = recipes.evaluation_batches(job.config, job.training, job.placement)
     statistics = jax.jit(lambda variables, images: job.network.train(variables, images)[1])
-    found = jaxbound.nn.population_statistics(statistics(state.variables, images) for images in batches)
+    with jax.default_matmul_precision("highest"):
+        found = jaxbound.nn.population_statistics(statistics(state.variables, images) for images in batches)
     return state._replace(variables={**state.variables, "batch_stats": found})
 
 

@@ -34,9 +34,10 @@ def start(config: Config) -> None:
                 f"--process_id={config.process_id} is too large: of --num_processes={config.num_processes} the last "
                 f"is {config.num_processes - 1}"
             )
+        host, port = _parse(config.coordinator)
         print(f"process {config.process_id} of {config.num_processes} looks for the others by {config.coordinator}")
         if config.process_id:
-            _reach(config.coordinator, config.process_timeout)
+            _reach(host, port, config.process_timeout)
         options |= {name: getattr(config, name) for name in ("num_processes", "process_id")}
         options["coordinator_address"] = config.coordinator
     try:
@@ -49,21 +50,25 @@ def start(config: Config) -> None:
     _agree(config)
 
 
-def _reach(address: str, timeout: int) -> None:
-    """Waits until process 0 listens: JAX itself would break off without a word of the address."""
+def _parse(address: str) -> tuple[str, int]:
     host, _, port = address.rpartition(":")
-    if not host or not port.isdecimal():
+    if not host or not port.isdecimal() or not 0 < int(port) < 1 << 16:
         raise UserError(f"--coordinator={address} is no address: give host:port of process 0, or auto")
+    return host.strip("[]"), int(port)
+
+
+def _reach(host: str, port: int, timeout: int) -> None:
+    """Waits until process 0 listens: JAX itself would break off without a word of the address."""
     deadline = time.monotonic() + timeout
     while True:
         try:
-            socket.create_connection((host.strip("[]"), int(port)), timeout=1).close()
+            socket.create_connection((host, port), timeout=1).close()
             return
         except OSError as error:
             if time.monotonic() > deadline:
                 raise UserError(
-                    f"--coordinator={address} did not answer within --process_timeout={timeout} seconds ({error}): is "
-                    "process 0 running there, and its port open?"
+                    f"--coordinator={host}:{port} did not answer within --process_timeout={timeout} seconds ({error}): "
+                    "is process 0 running there, and its port open?"
                 ) from error
         time.sleep(0.2)
 

@@ -112,7 +112,9 @@ def _start_ramps(network: models.Network, config: Config, placement: Placement) 
     """Turns ParamRamp's bends on: each begins at its neuron's mean activation over the training set."""
 
     def enter(variables: Any, examples: data.Split) -> Any:
-        return jaxbound.nn.start_ramps(network.apply, variables, evaluation_batches(config, examples, placement))
+        batches = evaluation_batches(config, examples, placement)
+        with jax.default_matmul_precision(config.precision):
+            return jaxbound.nn.start_ramps(network.apply, variables, batches)
 
     return enter
 

@@ -20,7 +20,7 @@ from experiments.common.flags import Config
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
-def surroundings(config: Config) -> dict[str, Any]:
+def surroundings(config: Config, devices: Sequence[jax.Device] = ()) -> dict[str, Any]:
     """What a result depends on besides the code: flags (less folders and a process's own), versions, devices."""
     versions = {"python": platform.python_version(), "jaxbound": jaxbound.__version__}
     return {
@@ -30,17 +30,17 @@ def surroundings(config: Config) -> dict[str, Any]:
             if not (field.metadata.get("is_folder") or field.metadata.get("is_own"))
         },
         "versions": {**versions, **{name: importlib.metadata.version(name) for name in PACKAGES}},
-        "device": device(),
+        "device": device(devices),
     }
 
 
-def device() -> dict[str, Any]:
-    """What figures were measured on."""
-    first = jax.devices()[0]
+def device(devices: Sequence[jax.Device] = ()) -> dict[str, Any]:
+    """What figures were measured on: these devices, or the one that JAX takes by itself."""
+    first, *others = devices if len(devices) else jax.devices()[:1]
     return {
         "platform": first.platform,
         "kind": first.device_kind,
-        "count": jax.device_count(),
+        "count": 1 + len(others),
         "processes": jax.process_count(),
         "cpu_cores": os.cpu_count(),
     }

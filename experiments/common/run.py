@@ -126,7 +126,7 @@ def _fit(
     with (
         _stop_signals() as stop,
         contextlib.closing(metrics.Record(workdir, step=first, writes=processes.is_first())) as record,
-        contextlib.closing(profile.Profile(workdir / "profile", steps=config.profile)) as trace,
+        contextlib.closing(profile.Profile(workdir / "profile", steps=config.profile * processes.is_first())) as trace,
         tqdm.tqdm(total=recipe.total_steps, initial=first, unit="step", **_bar()) as bar,
     ):
         latest, began = {}, time.perf_counter()
@@ -148,6 +148,7 @@ def _fit(
             if processes.any_of(bool(stop)):
                 store.save(state)
                 break
+        store.wait()  # before a second signal can break it off
     return state
 
 
@@ -217,7 +218,7 @@ def _evaluate(job: Job, state: train.TrainState, *, workdir: pathlib.Path) -> di
             "train": round(sum(row["seconds"] for row in rows if row["step"] <= int(state.step)), 1),
             "evaluate": round(time.perf_counter() - began, 1),
         },
-        **report.surroundings(config),
+        **report.surroundings(config, job.placement.mesh.devices.ravel()),
     }
     if processes.is_first():
         figures = report.Figures(

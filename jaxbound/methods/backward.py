@@ -96,7 +96,8 @@ def crown(
       relu: the lines around ReLUs, one of `jaxbound.relax`.
       chunk: how many rows (two for each neuron) go backwards at once; bounds the memory.
       sharding: over which devices the rows of a chunk are spread, under `jax.jit`, such as
-        `NamedSharding(mesh, PartitionSpec("model"))`: the memory of each device falls with their number.
+        `NamedSharding(mesh, PartitionSpec("model"))`: the memory of each device falls with their number. The mesh's
+        axis is of the type `AxisType.Auto`.
       combine: (interval by propagation, interval by CROWN) -> the one used; `jaxbound.tightest` intersects them.
 
     Returns:
@@ -188,13 +189,13 @@ def bounds_by_rows(problem: Problem, rows: Callable[[Sequence[Array]], Array], s
     """The same from a function that bounds any rows."""
     shapes = jax.tree.leaves(problem.output)
     if spec is not None:
-        return parts.map(lambda row: rows([x[None] for x in row])[0], problem.rows(spec))
-    boxes = []
-    for k, shape in enumerate(shapes):
-        others = [jnp.zeros(other.shape, other.dtype) for other in shapes]
-        boxes.append(
-            unit_rows(lambda row, k=k, o=others: rows([x[None] for x in (*o[:k], row, *o[k + 1 :])]), shape, parts)
-        )
+        return parts.map(rows, problem.rows(spec))
+
+    def of_output(k: int, units: Array) -> Array:
+        zeros = [jnp.zeros((units.shape[0], *shape.shape), shape.dtype) for shape in shapes]
+        return rows([*zeros[:k], units, *zeros[k + 1 :]])
+
+    boxes = [unit_rows(functools.partial(of_output, k), shape, parts) for k, shape in enumerate(shapes)]
     return jax.tree.unflatten(jax.tree.structure(problem.output), [valid_interval(*box) for box in boxes])
 
 
@@ -244,8 +245,8 @@ def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, parts: 
     size = math.prod(shape.shape)
 
     def bound(index: Array) -> Any:
-        unit = jax.nn.one_hot(index % size, size, dtype=shape.dtype).reshape(shape.shape)
-        return jax.tree.map(lambda row: row[0], rows(jnp.where(index < size, unit, -unit)))
+        units = jax.nn.one_hot(index % size, size, dtype=shape.dtype)
+        return rows(jnp.where(index[:, None] < size, units, -units).reshape(-1, *shape.shape))
 
     def ends(values: Array) -> Interval:
         values = values.reshape(2, *shape.shape, *values.shape[1:])
@@ -264,7 +265,7 @@ def _tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, comb
             return box
         needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
         shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-        found = unit_rows(lambda row: lower_rows(cone, needed, inside, [row[None]]), shape, parts)
+        found = unit_rows(lambda units: lower_rows(cone, needed, inside, [units]), shape, parts)
         return valid_interval(*combine(box, found))
 
     return tighten

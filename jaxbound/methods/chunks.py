@@ -16,8 +16,8 @@ class Chunks(NamedTuple):
     sharding: jax.sharding.NamedSharding | None = None
 
     def map(self, bound: Callable[[Any], Any], rows: Any) -> Any:
-        """`jax.vmap(bound)(rows)`, a chunk at a time."""
-        at_once, count = functools.partial(self._at_once, jax.vmap(bound)), _count(rows)
+        """`bound(rows)`, a chunk at a time; both have the rows as their leading axis."""
+        at_once, count = functools.partial(self._at_once, bound), _count(rows)
         size = min(self.size or count, count)
         if size == count:
             return at_once(rows)
@@ -65,6 +65,12 @@ def chunks(size: int | None, sharding: Any = None) -> Chunks:
         raise ValueError(
             "sharding spreads rows, which are one axis: its PartitionSpec must name the mesh's axis (or a tuple of "
             f"axes) for that, as PartitionSpec('model') does, got {sharding.spec}"
+        )
+    types = dict(zip(sharding.mesh.axis_names, sharding.mesh.axis_types, strict=True))
+    if any(types[name] != jax.sharding.AxisType.Auto for name in jax.tree.leaves(tuple(sharding.spec))):
+        raise ValueError(
+            "sharding needs a mesh whose axes XLA may use as it likes: "
+            "jax.make_mesh(..., axis_types=(jax.sharding.AxisType.Auto,)), with one Auto for each axis"
         )
     return Chunks(size, sharding)
 

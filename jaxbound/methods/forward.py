@@ -168,7 +168,7 @@ def relaxed_crown(
         def tighten(slot: int, box: Interval, relaxations: Nodes) -> Interval:
             rows = _looking_back(program, [slot], (relaxations, known), depth)
             shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-            coeffs, bias = unit_rows(lambda row: rows([row[None]]), shape, Chunks(chunk))
+            coeffs, bias = unit_rows(lambda units: rows([units]), shape, Chunks(chunk))
             known[slot] = AffinePair(Interval(*(jnp.moveaxis(end, -1, 0) for end in coeffs)), bias)
             return valid_interval(*combine(box, enclosure(known[slot], sets)))
 

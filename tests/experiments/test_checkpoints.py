@@ -128,6 +128,11 @@ def test_another_run(tmp_path):
     assert store.restore(state(0), step=1, must_match=("lr_milestones",)).step == 1
 
 
+def test_a_flag_that_is_younger_than_the_checkpoint(tmp_path):
+    fill(tmp_path, {1: 30.0}).close()
+    assert opened(tmp_path, {**RUN, "precision": "high"}).restore(state(0), step=1, must_match=("precision",)).step == 1
+
+
 def test_another_shape_under_the_same_name(tmp_path):
     fill(tmp_path, {1: 30.0}).close()
     with pytest.raises(checkpoints.CheckpointError, match="1 is damaged, half-written or of another model"):

@@ -141,8 +141,9 @@ def test_nobody_answers():
         processes.start(Config(**nowhere, process_id=1))
     with pytest.raises(UserError, match="--process_id=2 is too large"):
         processes.start(Config(**nowhere, process_id=2))
-    with pytest.raises(UserError, match="--coordinator=here is no address"):
-        processes.start(Config(coordinator="here", num_processes=2, process_id=1))
+    for index, address in enumerate(("here", "here:99999")):
+        with pytest.raises(UserError, match=f"--coordinator={address} is no address"):
+            processes.start(Config(coordinator=address, num_processes=2, process_id=index))
 
 
 def test_one_process_needs_no_other():

@@ -169,11 +169,14 @@ def test_rows_spread_over_devices(name, axes):
 @pytest.mark.parametrize("name", SPREAD)
 def test_what_spreads_no_rows(name):
     where = mesh(model=8)
-    with pytest.raises(TypeError, match="sharding must be a jax.sharding.NamedSharding.*got PartitionSpec"):
+    with pytest.raises(TypeError, match="sharding must be a jax.sharding.NamedSharding.*got P"):
         SPREAD[name](network, sharding=PartitionSpec("model"))
     for spec in (PartitionSpec(), PartitionSpec(None), PartitionSpec("model", None)):
         with pytest.raises(ValueError, match="sharding spreads rows, which are one axis"):
             SPREAD[name](network, sharding=NamedSharding(where, spec))
+    explicit = jax.make_mesh((8,), ("model",), axis_types=(AxisType.Explicit,))
+    with pytest.raises(ValueError, match=r"axis_types=\(jax.sharding.AxisType.Auto,\)"):
+        SPREAD[name](network, sharding=NamedSharding(explicit, PartitionSpec("model")))
 
 
 def test_rows_spread_without_jit():
