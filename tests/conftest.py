@@ -1,7 +1,20 @@
 """Fixtures that several folders of tests share."""
 
-import jax
+import atexit
+import os
+import shutil
+import tempfile
+
 import pytest
+
+# Most of the time of these tests is that of XLA's compiler, and many compile the same programs: the processes of a
+# session, and the programs that they start, share what they have compiled.
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="jaxbound-tests-")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.3"
+    atexit.register(shutil.rmtree, os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+import jax
 
 # Sharded programs are tested on devices that share this machine's cores. All else runs on the first one.
 jax.config.update("jax_num_cpu_devices", 8)

@@ -75,7 +75,7 @@ def test_jit_of_sharded_arrays(method):
     assert_close(found, jax.jit(batched(method))(parameters(), images()))
 
 
-@with_methods(*METHODS)
+@with_methods("crown_ibp", "crown")
 def test_gradients_over_sharded_arrays(method):
     data = mesh(data=8)
     grad = jax.jit(jax.grad(functools.partial(loss, method)))
@@ -106,7 +106,7 @@ def test_pmap(method):
     assert_close(jax.tree.map(lambda g: g[3], gradients), expected)
 
 
-@with_methods(*METHODS)
+@with_methods("lbp", "crown")
 def test_shard_map_with_its_checks_on(method):
     whole, split = PartitionSpec(), PartitionSpec("data")
     spread = functools.partial(jax.shard_map, mesh=mesh(data=8), in_specs=(whole, split))
@@ -179,6 +179,7 @@ def test_what_spreads_no_rows(name):
         SPREAD[name](network, sharding=NamedSharding(explicit, PartitionSpec("model")))
 
 
+@pytest.mark.slow(reason="every operation is compiled on its own")
 def test_rows_spread_without_jit():
     where = mesh(data=2, model=4)
     spread = functools.partial(SPREAD["crown_ibp"], sharding=NamedSharding(where, PartitionSpec("model")))
