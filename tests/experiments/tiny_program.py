@@ -22,6 +22,7 @@ if __name__ == "__main__":
             if step >= int(os.environ.get("KILL_STEP", 1000)):
                 os.kill(os.getpid(), signal.SIGKILL)
             if step == int(os.environ.get("TERM_STEP", -1)):
+                os.environ.pop("TERM_STEP")  # a second signal would break off what the first one began
                 os.kill(os.getpid(), signal.SIGTERM)
         return step
 
