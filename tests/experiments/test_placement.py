@@ -47,7 +47,14 @@ def test_fifty_steps_on_eight_devices_are_those_on_one(tiny, name, seeds):
     assert distance(first, second) < 1e-5
 
 
-@pytest.mark.parametrize("name", PROGRAMS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "crown_ibp",
+        pytest.param("ibp", marks=pytest.mark.slow(reason="half of crown_ibp")),
+        pytest.param("global", marks=pytest.mark.slow(reason="crown_ibp with more examples")),
+    ],
+)
 def test_in_float64_to_the_last_digits(tiny, double, name):
     first, second = (trained(name, float, mesh=mesh) for mesh in ("data:4,model:2", "data:1"))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), first, second)
