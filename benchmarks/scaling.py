@@ -7,10 +7,9 @@ import argparse
 
 import jax
 import jax.numpy as jnp
-import optax
 
-from experiments.common import data, methods, models, train
-from experiments.common.flags import CrownConfig
+from benchmarks.throughput import FUSED, IBP, recipe
+from experiments.common import data, models, train
 
 # network -> (shape of an image, number of classes)
 NETWORKS = {
@@ -18,25 +17,15 @@ NETWORKS = {
     "cnn7_bn": ((32, 32, 3), 10),
     "wide_resnet8": ((56, 56, 3), 200),  # TinyImageNet, cropped
 }
-BETA = {"IBP": 0, "CROWN-IBP, fused": 0.5}
 BATCH = 8
 
 
-def step_flops(network, shape, *, bound, beta, batch=BATCH):
+def step_flops(network, shape, kind, *, batch=BATCH):
     """Floating-point operations of a training step, for each example, as XLA counts them before it optimises."""
-    config = CrownConfig(loss_fusion=True)
-    recipe = train.Recipe(
-        method=methods.make(network, config, bound(network, config)),
-        phases=(train.Phase(0, lambda step, key: train.Knobs(0.01 + 0 * step, 0.5 + 0 * step, beta, 0, None, key)),),
-        optimizer=optax.adam(1e-3),
-        total_steps=1,
-        steps_per_epoch=1,
-        batch_size=batch,
-        seeds=(0,),
-    )
-    state = jax.eval_shape(lambda: train.init_state(network.variables, recipe, seed=0, shape=shape))
-    given = data.Split(jax.ShapeDtypeStruct((batch, *shape), jnp.uint8), jax.ShapeDtypeStruct((batch,), jnp.int32))
-    return train.compile_step(recipe.phases[0], recipe).lower(state, given).cost_analysis()["flops"] / batch
+    given = recipe(kind, network, batch=batch)
+    state = jax.eval_shape(lambda: train.init_state(network.variables, given, seed=0, shape=shape))
+    examples = data.Split(jax.ShapeDtypeStruct((batch, *shape), jnp.uint8), jax.ShapeDtypeStruct((batch,), jnp.int32))
+    return train.compile_step(given.phases[0], given).lower(state, examples).cost_analysis()["flops"] / batch
 
 
 def exchanged_bytes(network):
@@ -67,16 +56,15 @@ def main():
     parser.add_argument("--share", type=float, default=0.3, help="of these operations that a step reaches")
     flags = parser.parse_args()
     reached = flags.share * flags.compute
-    print(f"{'network':18}{'parameters':>12}{'training':>20}{'GFLOP/example':>15}{'MiB summed':>12}{'examples >=':>13}")
+    print(f"{'network':18}{'parameters':>12}{'training':>24}{'GFLOP/example':>15}{'MiB summed':>12}{'examples >=':>13}")
     for name, (shape, classes) in NETWORKS.items():
         network = models.create(name, shape=shape, num_classes=classes, seed=0)
         count = sum(leaf.size for leaf in jax.tree.leaves(network.variables["params"]))
-        for kind, beta in BETA.items():
-            bound = methods.crown_ibp if beta else methods.ibp
-            flops, exchanged = step_flops(network, shape, bound=bound, beta=beta), exchanged_bytes(network)
+        for kind in (IBP, FUSED):
+            flops, exchanged = step_flops(network, shape, kind), exchanged_bytes(network)
             least = smallest_share(flops, exchanged, compute=reached, bandwidth=flags.bandwidth)
             print(
-                f"{name:18}{count:12,}{kind:>20}{flops / 1e9:15.2f}{exchanged / 2**20:12.1f}{least:13.2f}", flush=True
+                f"{name:18}{count:12,}{kind:>24}{flops / 1e9:15.2f}{exchanged / 2**20:12.1f}{least:13.2f}", flush=True
             )
 
 

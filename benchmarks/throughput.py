@@ -34,26 +34,31 @@ def examples(dataset):
     return data.Split(images, rng.integers(0, 10, SIZE).astype(np.int32))
 
 
-def recipe(kind, network, flags):
+def recipe(kind, network, *, batch, radius=0.01, precision="highest"):
     """The trainer's recipe with one phase, whose knobs are those of the ramp."""
     bound, *weights = KINDS[kind]
     config = CrownConfig(loss_fusion=True)
 
     def knobs(step, key):
         # Arrays, as during the ramp, but for what the kind leaves out.
-        radius, kappa, beta = (x if x in (0, 1) else x + 0 * step for x in (flags.radius, *weights))
-        return train.Knobs(radius, kappa, beta, 0, None, key)
+        values = (x if x in (0, 1) else x + 0 * step for x in (radius, *weights))
+        return train.Knobs(*values, 0, None, key)
 
     return train.Recipe(
         method=methods.make(network, config, bound(network, config)),
         phases=(train.Phase(0, knobs),),
         optimizer=optax.adam(5e-4),
         total_steps=1 << 30,
-        steps_per_epoch=SIZE // flags.batch,
-        batch_size=flags.batch,
+        steps_per_epoch=SIZE // batch,
+        batch_size=batch,
         seeds=(0,),
-        precision=flags.precision,
+        precision=precision,
     )
+
+
+def of_flags(kind, network, flags):
+    """The recipe that the command line asks for."""
+    return recipe(kind, network, batch=flags.batch, radius=flags.radius, precision=flags.precision)
 
 
 class Candidate:
@@ -101,13 +106,13 @@ def of_methods(flags):
     """Seconds of a step by each kind of training, on the mesh."""
     network = models.create(flags.model, shape=SHAPES[flags.dataset], num_classes=10, seed=0)
     where = placement.make(flags.mesh)
-    return alternate({k: Candidate(recipe(k, network, flags), network, flags, where=where) for k in KINDS}, flags)
+    return alternate({k: Candidate(of_flags(k, network, flags), network, flags, where=where) for k in KINDS}, flags)
 
 
 def of_trainers(flags):
     """Seconds of an IBP step: as it is run, with one batch for all steps, and without a mesh; on one device."""
     network = models.create(flags.model, shape=SHAPES[flags.dataset], num_classes=10, seed=0)
-    given, one = recipe(IBP, network, flags), placement.make("data:1")
+    given, one = of_flags(IBP, network, flags), placement.make("data:1")
     return alternate(
         {
             "sharded, batches fed": Candidate(given, network, flags, where=one, fed=True),

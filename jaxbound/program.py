@@ -273,25 +273,25 @@ class _Inliner:
             params = self.recognized(eqn.params.get("name"), inner, eqn.invars)
             if params is None:
                 return self.inline(inner, inputs, source)
-            return self.append(eqn, inputs, str(eqn.params["name"]), params, core.jaxpr_as_fun(inner), source)
+            return self.append(eqn, inputs, source, name=eqn.params["name"], params=params, fn=core.jaxpr_as_fun(inner))
         if name == "mul" and inputs[0] == inputs[1]:  # no product of two independent factors
-            return self.append(eqn, inputs[:1], "square", {}, lambda x: [x * x], source)
+            return self.append(eqn, inputs[:1], source, name="square", params={}, fn=lambda x: [x * x])
         if name == "broadcast_in_dim" and eqn.invars[0].aval.size == eqn.outvars[0].aval.size:  # copies nothing
             name = "expand_dims"
         params = eqn.params
         if name == "scan":
             params = {**params, "body": flatten(params["jaxpr"], self.recognize), "counts": _scan_counts(eqn)}
-        return self.append(eqn, inputs, name, params, _binder(eqn), source)
+        return self.append(eqn, inputs, source, name=name, params=params, fn=_binder(eqn))
 
     def recognized(self, name: str | None, inner: Any, operands: Sequence[Any]) -> Mapping[str, Any] | None:
         if self.recognize is None or name is None:
             return None
         return self.recognize(name, inner, [_shape(x.aval) for x in operands])
 
-    def append(self, eqn: Any, inputs: Any, name: str, params: Any, apply: Callable, source: str) -> Sequence[int]:
+    def append(self, eqn: Any, inputs: Any, source: str, *, name: str, params: Any, fn: Callable) -> Sequence[int]:
         outputs = tuple(next(self.slots) for _ in eqn.outvars)
         shapes = tuple(_shape(var.aval) for var in eqn.outvars)
-        self.equations.append(Equation(name, tuple(inputs), outputs, params, shapes, apply, source))
+        self.equations.append(Equation(name, tuple(inputs), outputs, params, shapes, fn, source))
         return outputs
 
 

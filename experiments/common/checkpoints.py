@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.common.flags import UserError
+from experiments.common.flags import UserError, first_line
 
 METRIC = "test_verified_error"  # the best checkpoint has the smallest
 
@@ -128,10 +128,9 @@ class Checkpoints:
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise CheckpointError(
-                f"a checkpoint could not be written to {self._folder}: {reason}. The one before it is kept; is "
-                "there room, and do all processes run? Then start the same command again"
+                f"a checkpoint could not be written to {self._folder}: {first_line(error)}. The one before it is "
+                "kept; is there room, and do all processes run? Then start the same command again"
             ) from error
 
     def _read(self, step: int, **items: Any) -> Any:
@@ -139,11 +138,10 @@ class Checkpoints:
         try:
             return self._manager.restore(step, args=ocp.args.Composite(**items))
         except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise CheckpointError(
-                f"the checkpoint {self._folder / str(step)} is damaged, half-written or of another model: {reason}. "
-                "Delete that folder (the run goes on from the checkpoint before it, if there is one) or name another "
-                "--workdir"
+                f"the checkpoint {self._folder / str(step)} is damaged, half-written or of another model: "
+                f"{first_line(error)}. Delete that folder (the run goes on from the checkpoint before it, if there is "
+                "one) or name another --workdir"
             ) from error
 
 

@@ -18,6 +18,11 @@ class UserError(Exception):
     """A mistake that the user can mend; the message says what, where and what to do. Programs exit with it."""
 
 
+def first_line(error: Exception) -> str:
+    """What a library's error says, short enough to be quoted in ours."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def _flag(default: Any, text: str, **limits: Any) -> Any:
     """A field with its help text and limits: `at_least`, `above`, `at_most` or `choices`."""
     return dataclasses.field(default=default, metadata={"help": text, **limits})

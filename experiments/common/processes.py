@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.common.flags import Config, UserError
+from experiments.common.flags import Config, UserError, first_line
 
 _LONGEST = 1 << 16  # bytes of a process's flags
 
@@ -43,9 +43,8 @@ def start(config: Config) -> None:
     try:
         jax.distributed.initialize(**options)
     except (RuntimeError, ValueError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
         raise UserError(
-            f"--coordinator={config.coordinator}: the processes did not find one another: {reason}"
+            f"--coordinator={config.coordinator}: the processes did not find one another: {first_line(error)}"
         ) from error
     _agree(config)
 
