@@ -9,10 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxbound.program import Equation, Program, flatten, same_program, trace
+from jaxbound.program import Equation, Program, same_program
 from jaxbound.rules.activations import named
 from jaxbound.rules.registry import Rule, UnsupportedError, lookup
 from jaxbound.sets import Array, Ball, Interval, Set, is_set
+from jaxbound.tracing import flatten, trace
 
 _RULE = "jaxbound_rule"
 

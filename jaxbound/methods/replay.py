@@ -20,10 +20,11 @@ import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
 from jaxbound.methods.problem import rule_of, rule_params, valid_lower
-from jaxbound.program import Equation, Program, Scan, mesh_axes, walk
+from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set
+from jaxbound.tracing import mesh_axes
 
 # Per nonlinear equation, by its first result's slot: a relaxation, or for a scan such a mapping stacked over its steps.
 Nodes = Mapping[int, Any]
