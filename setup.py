@@ -21,7 +21,6 @@ EXPERIMENTS = [
     "importlib_resources>=6",  # tensorflow-datasets imports it without asking for it
     "matplotlib>=3.8",
     "mlxtend>=0.23",
-    "optax>=0.2.4",
     "orbax-checkpoint>=0.11",
     "pillow>=10",
     "tensorboardX>=2.6",
@@ -55,6 +54,6 @@ setuptools.setup(
     package_data={"jaxbound": ["py.typed"]},
     zip_safe=False,
     # 0.10.2 miscompiles `jit` on CPU: a sum of ones over a large axis comes out wrong.
-    install_requires=["jax>=0.7.2,!=0.10.2", "numpy>=2.0"],
+    install_requires=["jax>=0.7.2,!=0.10.2", "numpy>=2.0", "optax>=0.2.4"],
     extras_require={"experiments": EXPERIMENTS, "test": TEST, "dev": DEV},
 )

@@ -20,7 +20,7 @@ from benchmarks.models import Conv, Dense, Relu, Residual, input_shapes
 
 
 class Lines(NamedTuple):
-    """Lines around a ReLU, per unit: lower_slope * z <= relu(z) <= upper_slope * z + upper_offset."""
+    """lower_slope * z <= relu(z) <= upper_slope * z + upper_offset: [B, *units], or with rows [B, S, *units]."""
 
     lower_slope: jax.Array
     upper_slope: jax.Array
@@ -101,7 +101,7 @@ def backward(layers, params, coeffs, *, shape, lines, ops):
         match layer:
             case Relu():
                 met[layer.name] = coeffs
-                at = Lines(*(x[:, None] for x in lines[layer.name]))
+                at = Lines(*(x if x.ndim == coeffs.ndim else x[:, None] for x in lines[layer.name]))
                 # jax.nn.relu, as the derivative of jnp.maximum splits ties: a division per element.
                 positive, negative = jax.nn.relu(coeffs), -jax.nn.relu(-coeffs)
                 bias += row_sums(negative, lines[layer.name].upper_offset)

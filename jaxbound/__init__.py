@@ -7,9 +7,10 @@ from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
 from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
 from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
+from jaxbound.methods.optimized import Optimized, alpha_crown, optimized_lines
 from jaxbound.rules.activations import Elementwise, atomic, ramp
 from jaxbound.rules.registry import UnsupportedError
-from jaxbound.rules.relaxation import Affine, Relaxation
+from jaxbound.rules.relaxation import Affine, Freedom, Relaxation
 from jaxbound.sets import Ball, Interval, contains, l1_ball, l2_ball, linf_ball, midpoint, radius, tightest
 from jaxbound.specs import identity_spec, margin_spec, runner_up_spec, worst_case_logits
 
@@ -21,11 +22,14 @@ __all__ = [
     "Affine",
     "Ball",
     "Elementwise",
+    "Freedom",
     "Interval",
     "LinearBound",
+    "Optimized",
     "Planes",
     "Relaxation",
     "UnsupportedError",
+    "alpha_crown",
     "atomic",
     "attacks",
     "contains",
@@ -45,6 +49,7 @@ __all__ = [
     "losses",
     "margin_spec",
     "midpoint",
+    "optimized_lines",
     "per_example",
     "radius",
     "ramp",

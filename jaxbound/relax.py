@@ -15,7 +15,7 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxbound.rules.relaxation import Relaxation, line, settled, support, zero
+from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, is_zero, line, settled, support, zero
 from jaxbound.sets import Array, Interval
 
 ReluStrategy = Callable[..., Relaxation]  # (x, slope) or, for ramps, (x, slope, top)
@@ -68,6 +68,32 @@ def one(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation
     if top is not None:
         return _ramp(x, slope, top, steep=(True, True))
     return _lines(x, slope, jnp.ones_like(x.lower))
+
+
+def between(x: Interval, slope: Array = 0.0, top: Array | None = None, *, free: Freedom) -> Relaxation:
+    """Lines between those of `tight` and those of `one`; `free` tells where, from 0 to 1: what alpha-CROWN optimises.
+
+    Args:
+      x, slope, top: as for every strategy, which `functools.partial(between, free=free)` is.
+      free: weights of `one`'s lower and upper line, of the shape of x.
+
+    Example:
+      >>> free = jaxbound.Freedom(0.25, 0.0)
+      >>> float(jaxbound.relax.between(jaxbound.Interval(-1.0, 3.0), free=free).lower.slopes[0])
+      0.25
+
+    References:
+      Xu et al. 2021 (alpha-CROWN), arXiv:2011.13824.
+    """
+
+    def mixed(first: Affine, second: Affine, part: Array) -> Affine:
+        rise = (1 - part) * first.slopes[0] + part * second.slopes[0]
+        if is_zero(first.intercept) and is_zero(second.intercept):
+            return line(rise, first.intercept)
+        return line(rise, (1 - part) * first.intercept + part * second.intercept)
+
+    sides = zip(tight(x, slope, top), one(x, slope, top), free, strict=True)
+    return Relaxation(*(mixed(*side) for side in sides))
 
 
 def same_slope(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation:

@@ -95,7 +95,7 @@ def test_layers_catch_a_wrong_import(tmp_path, monkeypatch):
 @pytest.mark.parametrize("path", [p for p in sources("jaxbound") if "nn" not in p.parts], ids=module_name)
 def test_library_needs_only_what_it_requires(path):
     roots = {name.split(".")[0] for name in imported(path)}
-    assert roots - sys.stdlib_module_names <= {"jax", "numpy", "jaxbound"}
+    assert roots - sys.stdlib_module_names <= {"jax", "numpy", "jaxbound", "optax"}
 
 
 @pytest.mark.parametrize("folder", ["jaxbound", "experiments", "benchmarks", "tests"])

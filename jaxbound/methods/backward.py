@@ -121,7 +121,7 @@ def crown(
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        tighten = _tighten_by_crown(problem.program, problem.sets, parts, combine)
+        tighten = tighten_by_crown(problem.program, problem.sets, parts, combine)
         return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, parts)
 
     return bound
@@ -255,7 +255,8 @@ def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, parts: 
     return jax.tree.map(ends, parts.map(bound, jnp.arange(2 * size)))
 
 
-def _tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine) -> Tighten:
+def tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine) -> Tighten:
+    """Intermediate bounds by backward passes of their own."""
     region = dict(zip(program.inputs, sets, strict=True))
 
     def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:

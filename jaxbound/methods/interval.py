@@ -9,11 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.methods.problem import Problem, is_valid, prepare, rule_of, rule_params, valid_interval
+from jaxbound.methods.nodes import Node
+from jaxbound.methods.problem import Problem, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
 from jaxbound.program import Equation, Program, Scan, walk
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, elementwise
-from jaxbound.rules.relaxation import Affine, Relaxation, is_zero
+from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
 from jaxbound.sets import (
     Array,
     Ball,
@@ -41,12 +41,14 @@ class Propagation:
       relaxations: first result's slot -> Relaxation (a mapping of stacked ones for a scan). Empty without `relu`.
       layers: label -> the Interval that a nonlinear equation met.
       cuts: the slots of all nonlinear results.
+      nodes: result's slot -> Node, for what is neither linear nor a loop.
     """
 
     values: Mapping[int, Any]
     relaxations: Mapping[int, Any]
     layers: Mapping[str, Interval]
     cuts: Sequence[int] = ()
+    nodes: Mapping[int, Node] = dataclasses.field(default_factory=dict)
 
     def boxes(self, slots: Sequence[int]) -> list[Interval]:
         """The values of some slots as Intervals."""
@@ -66,6 +68,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
     layers: dict[str, Interval] = {}
     tightened: dict[int, Interval] = {}
     cuts: list[int] = []
+    nodes: dict[int, Node] = {}
 
     def improved(slot: int, value: Any) -> Any:
         if tighten is None or not is_set(value):
@@ -91,14 +94,17 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             bounding_box(improved(slot, x)) if flag else x
             for slot, x, flag in zip(equation.inputs, operands, mask, strict=True)
         ]
+        label = _label(equation, len(layers))
         for box in (x for x, flag in zip(operands, mask, strict=True) if flag):
             layers[_label(equation, len(layers))] = box
         result = rule.interval(*operands, **rule_params(equation))
+        (slot,) = equation.outputs
+        nodes[slot] = Node(rule, equation, operands, result, label)
         if relu is not None:
-            relaxations[equation.outputs[0]] = _relax(rule, equation, operands, result, relu)
+            relaxations[slot] = nodes[slot].lines(relu)
         return [result]
 
-    return Propagation(walk(program, sets, handler), relaxations, layers, cuts)
+    return Propagation(walk(program, sets, handler), relaxations, layers, cuts, nodes)
 
 
 def _label(equation: Equation, index: int) -> str:
@@ -107,24 +113,6 @@ def _label(equation: Equation, index: int) -> str:
 
 def _as_interval(value: Any) -> Interval:
     return bounding_box(value) if is_set(value) else Interval(value, value)
-
-
-def _relax(rule: Nonlinear, equation: Equation, operands: list[Any], result: Interval, relu: Any) -> Relaxation:
-    """A rule's relaxation; constant lines where its numbers are not finite, NaN where the interval is invalid."""
-    lower, upper = rule.relax(*operands, relu=relu, **rule_params(equation))
-    # Lines through zero are those of comparisons, whose intervals no rounding makes cross.
-    valid = result.lower <= result.upper if is_zero(lower.intercept) else is_valid(*result)
-
-    def guarded(side: Affine, end: Array) -> Affine:
-        slopes, intercept = side
-        if is_zero(intercept) and side is lower:  # None survives where a known zero becomes a number like any other
-            return side._replace(slopes=tuple(jnp.where(valid, slope, jnp.nan) for slope in slopes), intercept=None)
-        if rule.evaluate is elementwise:  # slopes are elementwise too
-            usable = functools.reduce(lambda a, s: a & jnp.isfinite(s), slopes, valid & jnp.isfinite(intercept))
-            return Affine(tuple(jnp.where(usable, s, 0) for s in slopes), jnp.where(usable, intercept, end))
-        return Affine(slopes, jnp.where(valid, intercept, jnp.nan))
-
-    return Relaxation(guarded(lower, result.lower), guarded(upper, result.upper))
 
 
 # Intervals through linear equations.

@@ -14,20 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxbound.rules.curves import Critical, bent, concave, convex, enveloped, sigmoidal
 from jaxbound.rules.piecewise import as_box, clip_interval, ramp_lines, relax_clip
 from jaxbound.rules.registry import Nonlinear
-from jaxbound.rules.relaxation import (
-    Affine,
-    Relaxation,
-    Scalar,
-    choose,
-    concave,
-    constant,
-    convex,
-    line,
-    parallel,
-    sigmoidal,
-)
+from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, Scalar, choose, constant, line
 from jaxbound.rules.smooth import derivative, increasing
 from jaxbound.sets import Array, Interval
 
@@ -108,7 +98,7 @@ def _leaky_interval(x: Interval, slope: Array = 0.01, **_: Any) -> Interval:
     return _range(x, lambda v: jnp.where(v > 0, v, slope * v), (0.0,))
 
 
-def _relax_leaky(x: Interval, slope: Array = 0.01, *, relu: Any, **_: Any) -> Relaxation:
+def _relax_leaky(x: Interval, slope: Array = 0.01, *, relu: Any, free: Freedom | None = None, **_: Any) -> Relaxation:
     """The strategy's lines for slopes in [0, 1]; for others the function is convex or concave."""
 
     def fn(v: Array) -> Array:
@@ -118,8 +108,7 @@ def _relax_leaky(x: Interval, slope: Array = 0.01, *, relu: Any, **_: Any) -> Re
         return jnp.where(v > 0, jnp.ones_like(v), slope)
 
     usual, convex_too = (jnp.broadcast_to(flag, x.lower.shape) for flag in ((slope >= 0) & (slope <= 1), slope <= 1))
-    bend = jnp.clip(jnp.zeros_like(x.lower), x.lower, x.upper)
-    others = choose(convex_too, convex(x, fn, gradient, bend), concave(x, fn, gradient, bend))
+    others = choose(convex_too, convex(x, fn, gradient, free), concave(x, fn, gradient, free))
     return choose(usual, relu(x, jnp.clip(slope, 0, 1)), others)
 
 
@@ -127,7 +116,7 @@ def _elu_interval(x: Interval, alpha: Array = 1.0, **_: Any) -> Interval:
     return _range(x, lambda v: jax.nn.elu(v, alpha), (0.0,))
 
 
-def _relax_elu(x: Interval, alpha: Array = 1.0, **_: Any) -> Relaxation:
+def _relax_elu(x: Interval, alpha: Array = 1.0, *, free: Freedom | None = None, **_: Any) -> Relaxation:
     """The slope jumps from alpha to 1 at zero, which leaves the function convex for alpha in [0, 1]."""
 
     def fn(v: Array) -> Array:
@@ -136,8 +125,13 @@ def _relax_elu(x: Interval, alpha: Array = 1.0, **_: Any) -> Relaxation:
     def critical(slope: Array) -> list[Array]:
         return [jnp.zeros_like(slope), jnp.log(jnp.maximum(slope / alpha, jnp.finfo(slope.dtype).tiny))]
 
-    is_convex = jnp.broadcast_to((alpha >= 0) & (alpha <= 1), x.lower.shape)
-    return choose(is_convex, convex(x, fn, derivative(fn)), parallel(x, fn, derivative(fn), critical))
+    usual = convex(x, fn, derivative(fn), free)
+    is_convex = (alpha >= 0) & (alpha <= 1)
+    if not isinstance(is_convex, Tracer) and np.all(is_convex):
+        return usual
+    steepness = (jnp.minimum(alpha, 0), jnp.maximum(alpha, 1))
+    others = enveloped(x, fn, derivative(fn), free, critical=critical, steepness=steepness)
+    return choose(jnp.broadcast_to(is_convex, x.lower.shape), usual, others)
 
 
 def _range(x: Interval, fn: Scalar, turning: Sequence[float]) -> Interval:
@@ -146,10 +140,14 @@ def _range(x: Interval, fn: Scalar, turning: Sequence[float]) -> Interval:
     return Interval(functools.reduce(jnp.minimum, values), functools.reduce(jnp.maximum, values))
 
 
-def curved(fn: Scalar, turning: Sequence[float], critical: Callable[[Array], Sequence[Array]]) -> Nonlinear:
-    """A function of any shape whose turning points and whose points of a given slope are known."""
+def curved(fn: Scalar, turning: Sequence[float], critical: Critical, steepness: tuple[float, float]) -> Nonlinear:
+    """A function of any shape whose turning points, points of a given slope and range of slopes are known."""
     slope = derivative(fn)
-    return Nonlinear(lambda x, **_: _range(x, fn, turning), lambda x, **_: parallel(x, fn, slope, critical), (0,))
+
+    def relax(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
+        return enveloped(x, fn, slope, free, critical=critical, steepness=steepness)
+
+    return Nonlinear(lambda x, **_: _range(x, fn, turning), relax, (0,))
 
 
 def wavy(fn: Scalar, turning: float, inflections: tuple[float, float]) -> Nonlinear:
@@ -160,29 +158,12 @@ def wavy(fn: Scalar, turning: float, inflections: tuple[float, float]) -> Nonlin
       turning: its only minimum.
       inflections: where its curvature changes sign; between them the slope grows, outside it falls.
     """
-    slope, (left, right) = derivative(fn), inflections
+    slope = derivative(fn)
 
-    def critical(s: Array) -> list[Array]:
-        far = 64.0  # beyond, these functions are straight lines in floating point
-        pieces = ((-far, left, -1), (left, right, 1), (right, far, -1))
-        return [_bisect(lambda v, sign=sign: sign * (slope(v) - s), low, high, s) for low, high, sign in pieces]
+    def relax(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
+        return bent(x, fn, slope, free, inflections=inflections)
 
-    return curved(fn, (turning,), critical)
-
-
-def _bisect(grows: Scalar, low: float, high: float, like: Array) -> Array:
-    """Where an increasing function crosses zero between two numbers (one of the two if it does not)."""
-
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        positive = grows(middle) > 0
-        return jnp.where(positive, low, middle), jnp.where(positive, middle, high)
-
-    ends = (jnp.full_like(like, low), jnp.full_like(like, high))
-    low, high = jax.lax.fori_loop(0, jnp.finfo(like.dtype).nmant + 6, halve, ends)
-    # A critical point needs no derivative of its own: f(p) - s p is stationary there.
-    return jax.lax.stop_gradient((low + high) / 2)
+    return Nonlinear(lambda x, **_: _range(x, fn, (turning,)), relax, (0,))
 
 
 _SELU_SLOPE = 1.0507009873554805 * 1.6732632423543772  # of selu, just left of zero
@@ -227,14 +208,14 @@ for _function, _rule in (
     (jax.nn.leaky_relu, Nonlinear(_leaky_interval, _relax_leaky, (0,))),
     (jax.nn.elu, Nonlinear(_elu_interval, _relax_elu, (0,))),
     (_alone(jax.nn.celu), increasing(jax.nn.celu, convex)),
-    (jax.nn.selu, curved(jax.nn.selu, (), _selu_critical)),
+    (jax.nn.selu, curved(jax.nn.selu, (), _selu_critical, (0.0, _SELU_SLOPE))),
     (jax.nn.silu, wavy(jax.nn.silu, -1.278464542761074, (-2.399357280515468, 2.399357280515468))),
     (jax.nn.mish, wavy(jax.nn.mish, -1.192431214515495, (-2.25637639636034, 1.490571179485869))),
     (jax.nn.softplus, increasing(jax.nn.softplus, convex)),
     (_alone(jax.nn.squareplus), increasing(jax.nn.squareplus, convex)),
     (jax.nn.sparse_plus, increasing(jax.nn.sparse_plus, convex)),
     (jax.nn.soft_sign, increasing(jax.nn.soft_sign, sigmoidal)),
-    (jax.nn.hard_silu, curved(jax.nn.hard_silu, (-1.5,), _hard_silu_critical)),
+    (jax.nn.hard_silu, curved(jax.nn.hard_silu, (-1.5,), _hard_silu_critical, (-0.5, 1.5))),
     (jax.nn.hard_tanh, _clipping(-1.0, 1.0)),
     (jax.nn.relu6, _clipping(0.0, 6.0)),
 ):

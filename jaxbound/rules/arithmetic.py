@@ -1,5 +1,6 @@
 """Sums, products, quotients and contractions."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,8 +9,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.convolution import convolve, convolve_to_transpose
+from jaxbound.rules.curves import convex
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
-from jaxbound.rules.relaxation import Affine, Relaxation, choose, constant, convex, line
+from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, choose, constant, line
 from jaxbound.sets import Array, Interval, midpoint, radius
 
 register("neg", Linear((0,), signs=(-1,), carries=True))
@@ -31,22 +33,40 @@ def _pairs(fn: Callable, ends: list[Array]) -> tuple[Array, Array]:
     return fn(ends[0], ends[1]), fn(ends[2], ends[3])
 
 
-def mccormick(x: Interval, y: Interval) -> Relaxation:
+def mccormick(x: Interval, y: Interval, free: Freedom | None = None) -> Relaxation:
     """Planes around x * y, one below and one above.
 
     (x - lx)(y - ly) >= 0 gives x y >= ly x + lx y - lx ly; (ux - x)(y - ly) >= 0 gives x y <= ly x + ux y - ux ly. The
-    other two corners give planes that are as good (equal at the centre).
+    other two corners give planes that are as good (equal at the centre); `free` is their weight.
     """
-    below = Affine((y.lower, x.lower), -x.lower * y.lower)
-    above = Affine((y.lower, x.upper), -x.upper * y.lower)
+    weights = Freedom(None, None) if free is None else free
+    below = _plane(jnp.multiply, (x.lower, x.upper), (y.lower, y.upper), (weights.lower,) * 2)
+    above = _plane(jnp.multiply, (x.upper, x.lower), (y.lower, y.upper), (weights.upper,) * 2)
     return Relaxation(below, above)
+
+
+def _plane(op: Callable, x: Sequence[Array], y: Sequence[Array], weights: Sequence[Array | None]) -> Affine:
+    """The plane that touches a product at the corner (x[0], y[0]), mixed with that at (x[1], y[1]).
+
+    The weights of the second one have the layouts of x and of y; None for zero.
+    """
+    (first, second), (left, right) = x, y
+    if weights[0] is None:
+        return Affine((left, first), -op(first, left))
+    of_x, of_y = weights
+    slopes = (left + of_y * (right - left), first + of_x * (second - first))
+    return Affine(slopes, -op((1 - of_x) * first, left) - op(of_x * second, right))
 
 
 def _product(x: Any, y: Any, **_: Any) -> Interval:
     return corners(x, y)
 
 
-register("mul", Coefficient(carries=True), Nonlinear(_product, lambda x, y, **_: mccormick(x, y)))
+def _relax_product(x: Interval, y: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
+    return mccormick(x, y, free)
+
+
+register("mul", Coefficient(carries=True), Nonlinear(_product, _relax_product))
 
 
 # Quotients: a set over a constant is linear, everything else goes through 1 / y.
@@ -59,13 +79,12 @@ def reciprocal_interval(y: Interval, **_: Any) -> Interval:
     return Interval(jnp.where(usable, 1 / high, -jnp.inf), jnp.where(usable, 1 / low, jnp.inf))
 
 
-def relax_reciprocal(y: Interval, **_: Any) -> Relaxation:
+def relax_reciprocal(y: Interval, free: Freedom | None = None) -> Relaxation:
     """Chord and tangent of 1 / y where y keeps its sign, infinite elsewhere."""
     positive, negative = y.lower > 0, y.upper < 0
     # The mirror image of a negative interval is positive, and 1 / y = -(1 / -y).
     size = Interval(*(jnp.where(positive, a, jnp.where(negative, -b, 1)) for a, b in (y, y[::-1])))
-    # The tangent at the geometric mean is parallel to the chord.
-    lines = convex(size, lambda v: 1 / v, lambda v: -1 / (v * v), at=jnp.sqrt(size.lower * size.upper))
+    lines = convex(size, lambda v: 1 / v, lambda v: -1 / (v * v), free)
     below, above = lines
     mirrored = Relaxation(line(above.slopes[0], -above.intercept), line(below.slopes[0], -below.intercept))
     infinite = constant(y, jnp.full_like(y.lower, -jnp.inf), jnp.full_like(y.lower, jnp.inf))
@@ -76,12 +95,12 @@ def _quotient(x: Any, y: Interval, **_: Any) -> Interval:
     return corners(_box(x), reciprocal_interval(y))
 
 
-def _relax_quotient(x: Any, y: Interval, **_: Any) -> Relaxation:
-    inverse, lines = reciprocal_interval(y), relax_reciprocal(y)
+def _relax_quotient(x: Any, y: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
     if not isinstance(x, Interval):  # a constant over a set: its sign decides which line is which
+        lines = relax_reciprocal(y, free)
         sides = choose(jnp.broadcast_to(x >= 0, y.lower.shape), lines, Relaxation(lines.upper, lines.lower))
         return jax.tree.map(lambda part: x * part, sides)
-    planes = mccormick(x, inverse)
+    planes, lines = mccormick(x, reciprocal_interval(y), free), relax_reciprocal(y)
     return Relaxation(_substituted(planes.lower, lines), _substituted(planes.upper, Relaxation(lines[1], lines[0])))
 
 
@@ -178,23 +197,56 @@ def _conv_interval(x: Interval, y: Interval, **params: Any) -> Interval:
     return _centre_radius(lambda a, b: convolve(a, b, **params), x, y)
 
 
-def _contraction(op: Callable, interval: Callable) -> Nonlinear:
-    def relax(x: Interval, y: Interval, **params: Any) -> Relaxation:
-        # One pair of planes for all products: x y >= ly x + lx y - lx ly and x y <= ly x + ux y - ux ly.
-        below = Affine((y.lower, x.lower), -op(x.lower, y.lower, **params))
-        above = Affine((y.lower, x.upper), -op(x.upper, y.lower, **params))
-        return Relaxation(below, above)
+def _contraction(op: Callable, interval: Callable, *, shape: Callable, axes: Callable) -> Nonlinear:
+    """The rule of a contraction of two sets: one pair of planes for all products with the same contracted index.
+
+    Args:
+      op: the contraction.
+      interval: its interval.
+      shape: (x, y, **params) -> the shape of the planes' weights.
+      axes: (**params) -> where the weights' axes are in x, and in y.
+    """
+
+    def relax(x: Interval, y: Interval, free: Freedom | None = None, **params: Any) -> Relaxation:
+        def plane(ends: Sequence[Array], weight: Array | None) -> Affine:
+            laid_out = [
+                None if weight is None else _laid_out(weight, where, z.lower.ndim)
+                for where, z in zip(axes(**params), (x, y), strict=True)
+            ]
+            return _plane(functools.partial(op, **params), ends, y, laid_out)
+
+        weights = Freedom(None, None) if free is None else free
+        return Relaxation(plane(x, weights.lower), plane(x[::-1], weights.upper))
 
     def evaluate(slopes: tuple[Array, Array], x: Array, y: Array, **params: Any) -> Array:
         with_x, with_y = slopes
         return op(x, with_x, **params) + op(with_y, y, **params)
 
-    return Nonlinear(interval, relax, evaluate=evaluate)
+    return Nonlinear(interval, relax, evaluate=evaluate, freedom=shape)
 
 
-register("dot_general", Coefficient(peak=_dot_peak), _contraction(_dot, _dot_interval))
+def _laid_out(weight: Array, axes: Sequence[int], ndim: int) -> Array:
+    """The array with its axes where an operand has them, of size 1 elsewhere."""
+    ordered = jnp.transpose(weight, sorted(range(len(axes)), key=lambda k: axes[k]))
+    return jnp.expand_dims(ordered, [axis for axis in range(ndim) if axis not in axes])
+
+
+def _dot_axes(*, dimension_numbers: Any, **_: Any) -> tuple[Sequence[int], Sequence[int]]:
+    """Batch and contracted axes of each operand."""
+    (contract_x, contract_y), (batch_x, batch_y) = dimension_numbers
+    return (*batch_x, *contract_x), (*batch_y, *contract_y)
+
+
+def _dot_weights(x: Interval, y: Interval, **params: Any) -> tuple[int, ...]:
+    del y
+    return tuple(x.lower.shape[axis] for axis in _dot_axes(**params)[0])
+
+
+register(
+    "dot_general", Coefficient(peak=_dot_peak), _contraction(_dot, _dot_interval, shape=_dot_weights, axes=_dot_axes)
+)
 register(
     "conv_general_dilated",
     Coefficient(apply=convolve, apply_to_transpose=convolve_to_transpose, peak=_conv_peak),
-    _contraction(convolve, _conv_interval),
+    _contraction(convolve, _conv_interval, shape=lambda *_, **__: (), axes=lambda **_: ((), ())),
 )

@@ -6,8 +6,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbound.rules.curves import convex
 from jaxbound.rules.registry import Nonlinear, register
-from jaxbound.rules.relaxation import Affine, Relaxation, constant, convex, flipped, is_zero, line, settled
+from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, constant, flipped, is_zero, line, settled
 from jaxbound.sets import Array, Interval
 
 
@@ -132,11 +133,9 @@ def _abs_interval(x: Interval, **_: Any) -> Interval:
     return Interval(low, jnp.maximum(-x.lower, x.upper))
 
 
-def _relax_abs(x: Interval, **_: Any) -> Relaxation:
-    """The chord above; below x, -x, or zero where the interval crosses zero."""
-    crossing = (x.lower < 0) & (x.upper > 0)
-    at = jnp.where(crossing, 0, (x.lower + x.upper) / 2)
-    return convex(x, jnp.abs, jnp.sign, at)
+def _relax_abs(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
+    """The chord above; below x or -x, whichever is the function at the middle."""
+    return convex(x, jnp.abs, jnp.sign, free)
 
 
 register("abs", Nonlinear(_abs_interval, _relax_abs))

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.rules.registry import Linear, Nonlinear, register
-from jaxbound.rules.relaxation import Affine, Relaxation, flipped, line, settled
+from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, flipped, line, settled
 from jaxbound.sets import Array, Interval
 
 register("reduce_sum", Linear((0,)))
@@ -20,15 +20,15 @@ def _negated(x: Interval) -> Interval:
     return Interval(-x.upper, -x.lower)
 
 
-# Maximum over axes: lower, the element with the largest lower end; upper, that element if it dominates all others,
-# else the largest upper end.
+# Maximum over axes: lower, the element with the largest lower end, or a weighted mean of elements; upper, that element
+# if it dominates all others, else the largest upper end.
 
 
 def _weighted_sum(slopes: tuple[Array], x: Array, *, axes: tuple[int, ...], **_: Any) -> Array:
     return jnp.sum(slopes[0] * x, axis=axes)
 
 
-def _relax_max(x: Interval, axes: tuple[int, ...], **_: Any) -> Relaxation:
+def _relax_max(x: Interval, axes: tuple[int, ...], free: Freedom | None = None, **_: Any) -> Relaxation:
     kept = [axis for axis in range(x.lower.ndim) if axis not in axes]
     order = (*kept, *axes)
     lower, upper = (jnp.transpose(end, order).reshape(*(end.shape[axis] for axis in kept), -1) for end in x)
@@ -41,12 +41,19 @@ def _relax_max(x: Interval, axes: tuple[int, ...], **_: Any) -> Relaxation:
         shape = [x.lower.shape[axis] for axis in order]
         return jnp.transpose(weights.reshape(shape), [order.index(axis) for axis in range(len(order))])
 
-    below = line(restore(chosen), jnp.zeros_like(top))
-    return Relaxation(below, line(restore(chosen * dominates[..., None]), top))
+    weights = restore(chosen) if free is None else _mean_weights(restore(chosen), free.lower, axes)
+    return Relaxation(line(weights, jnp.zeros_like(top)), line(restore(chosen * dominates[..., None]), top))
 
 
-def _relax_min(x: Interval, **params: Any) -> Relaxation:
-    mirrored = _relax_max(_negated(x), **params)
+def _mean_weights(chosen: Array, free: Array, axes: tuple[int, ...]) -> Array:
+    """Weights of a mean: the chosen element alone where all that is free is zero, the others' share where it grows."""
+    shares = chosen * (1 - free) + (1 - chosen) * free
+    total = jnp.sum(shares, axis=axes, keepdims=True)
+    return jnp.where(total > 0, shares / jnp.where(total > 0, total, 1), chosen)
+
+
+def _relax_min(x: Interval, free: Freedom | None = None, **params: Any) -> Relaxation:
+    mirrored = _relax_max(_negated(x), free=None if free is None else Freedom(*free[::-1]), **params)
     # min(x) = -max(-x): the slopes meet two sign changes, the intercepts one.
     sides = flipped(mirrored)
     return Relaxation(*(Affine(tuple(-s for s in side.slopes), side.intercept) for side in sides))
@@ -56,8 +63,12 @@ def _reduced(reduce: Any) -> Any:
     return lambda x, *, axes, **_: Interval(reduce(x.lower, axis=axes), reduce(x.upper, axis=axes))
 
 
-register("reduce_max", Nonlinear(_reduced(jnp.max), _relax_max, (0,), _weighted_sum))
-register("reduce_min", Nonlinear(_reduced(jnp.min), _relax_min, (0,), _weighted_sum))
+def _every_element(x: Interval, **_: Any) -> tuple[int, ...]:
+    return x.lower.shape
+
+
+register("reduce_max", Nonlinear(_reduced(jnp.max), _relax_max, (0,), _weighted_sum, _every_element))
+register("reduce_min", Nonlinear(_reduced(jnp.min), _relax_min, (0,), _weighted_sum, _every_element))
 
 
 # Pooling: a window is an axis once the shifted copies of the input are stacked.
@@ -85,10 +96,17 @@ def _pooled(fill: float, reduce: Any) -> Any:
     return interval
 
 
-def _relax_pool(x: Interval, *, fill: float, relax: Any, **params: Any) -> Relaxation:
+def _relax_pool(x: Interval, *, fill: float, relax: Any, free: Freedom | None = None, **params: Any) -> Relaxation:
     # Padding must not take part: at the far end of the order, but finite, for a slope of 0 must cancel it.
     far = jnp.finfo(x.lower.dtype).max / 4 * np.sign(fill)
-    return relax(Interval(*(_windows(end, far, params) for end in x)), axes=(0,))
+    if free is not None:
+        inside = _windows(jnp.ones_like(x.lower), 0.0, params)
+        free = Freedom(*(part * inside for part in free))
+    return relax(Interval(*(_windows(end, far, params) for end in x)), axes=(0,), free=free)
+
+
+def _every_window(x: Interval, **params: Any) -> tuple[int, ...]:
+    return jax.eval_shape(lambda end: _windows(end, 0.0, params), x.lower).shape
 
 
 def _weighted_windows(slopes: tuple[Array], x: Array, **params: Any) -> Array:
@@ -97,7 +115,7 @@ def _weighted_windows(slopes: tuple[Array], x: Array, **params: Any) -> Array:
 
 def _pool(name: str, fill: float, reduce: Any, relax: Any) -> None:
     lines = functools.partial(_relax_pool, fill=fill, relax=relax)
-    register(name, Nonlinear(_pooled(fill, reduce), lines, (0,), _weighted_windows))
+    register(name, Nonlinear(_pooled(fill, reduce), lines, (0,), _weighted_windows, _every_window))
 
 
 _pool("reduce_window_max", -np.inf, jnp.max, _relax_max)

@@ -80,15 +80,18 @@ class Nonlinear:
 
     Attributes:
       interval: (*operands, **params) -> Interval, where operands that depend on a set are Intervals.
-      relax: (*operands, relu, **params) -> Relaxation with one slope for each operand that is a set.
+      relax: (*operands, relu, free=None, **params) -> Relaxation with one slope for each operand that is a set; `free`
+        is a `Freedom` to use instead of the rule's own choice of lines.
       operands: positions that may be sets; None for all.
       evaluate: (slopes, *set_operands, **params) -> the linear part of one side of the relaxation.
+      freedom: (*operands, **params) -> the shape of each side of `free`; None for that of the result.
     """
 
     interval: Callable[..., Interval]
     relax: Callable[..., Relaxation]
     operands: tuple[int, ...] | None = None
     evaluate: Callable[..., Array] = elementwise
+    freedom: Callable[..., tuple[int, ...]] | None = None
 
     def accepts(self, mask: Sequence[bool]) -> bool:
         """Whether exactly the marked operands may be sets."""

@@ -40,6 +40,20 @@ class Relaxation(NamedTuple):
     upper: Affine
 
 
+class Freedom(NamedTuple):
+    """What is left free in the lines of a node, numbers in [0, 1]; every choice of them gives a relaxation.
+
+    For a curve which of its tangents is taken, from the first to the last that bound it, or which slope; elsewhere the
+    weight of a second line, or plane, against a first one.
+
+    Attributes:
+      lower, upper: for the two lines, of the shape of the node's result unless its rule says otherwise.
+    """
+
+    lower: Array
+    upper: Array
+
+
 def zero(like: Array) -> Array:
     """An intercept that is known to be zero while a program is traced."""
     return np.zeros((), jnp.result_type(like))
@@ -86,88 +100,13 @@ def support(fn: Scalar, slope: Array, points: Sequence[Array]) -> tuple[Affine, 
     return line(slope, lowest), line(slope, highest)
 
 
-def convex(x: Interval, fn: Scalar, gradient: Scalar, at: Array | None = None) -> Relaxation:
-    """Tangent below (at the midpoint unless given), chord above, for f convex on the interval."""
-    (point,) = settled(midpoint(x) if at is None else at)
-    below, _ = support(fn, gradient(point), (point,))
-    _, above = support(fn, chord_slope(x, fn, gradient), (x.lower, x.upper))
-    return Relaxation(below, above)
-
-
 def flipped(relaxation: Relaxation) -> Relaxation:
     """A relaxation of f from one of -f."""
     lower, upper = (jax.tree.map(jnp.negative, side) for side in (relaxation.upper, relaxation.lower))
     return Relaxation(lower, upper)
 
 
-def concave(x: Interval, fn: Scalar, gradient: Scalar, at: Array | None = None) -> Relaxation:
-    """Chord below, tangent above, for f concave on the interval."""
-    return flipped(convex(x, lambda v: -fn(v), lambda v: -gradient(v), at))
-
-
 def choose(condition: Array, first: Relaxation, second: Relaxation) -> Relaxation:
     """Elementwise choice between two relaxations of the same operands."""
     (condition,) = settled(condition)
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), first, second)
-
-
-def sigmoidal(x: Interval, fn: Scalar, gradient: Scalar) -> Relaxation:
-    """Tightest lines for f convex below 0 and concave above it (tanh, logistic, erf, atan ...).
-
-    Where the chord is not valid, the line through one end that touches the curve on the other side of 0.
-    """
-    upper = _touching(x, fn, gradient)
-    mirrored = Interval(-x.upper, -x.lower)
-    lower = _touching(mirrored, lambda v: -fn(-v), lambda v: gradient(-v))
-    # The mirror image's upper line -f(-v) <= s v + t says f(x) >= s x - t.
-    return Relaxation(line(lower.slopes[0], -lower.intercept), upper)
-
-
-def _touching(x: Interval, fn: Scalar, gradient: Scalar) -> Affine:
-    """The upper line of `sigmoidal`."""
-    right = jnp.maximum(x.upper, 0)
-
-    def too_flat(point: Array) -> Array:
-        # The tangent at `point` passes above f(lower): the touching point lies further left.
-        return gradient(point) * (point - x.lower) < fn(point) - fn(x.lower)
-
-    def halve(_: int, bracket: tuple[Array, Array]) -> tuple[Array, Array]:
-        low, high = bracket
-        middle = (low + high) / 2
-        left = too_flat(middle)
-        return jnp.where(left, low, middle), jnp.where(left, middle, high)
-
-    bracket = jax.lax.stop_gradient((jnp.zeros_like(right), right))
-    _, point = jax.lax.fori_loop(0, jnp.finfo(right.dtype).nmant, halve, bracket)
-    point = _implicit(point, x, fn, gradient)
-    # Left of 0 the function is convex, so there the chord is above it; concave intervals take the midpoint's tangent.
-    (touches,) = settled((x.lower < 0) & (x.upper > 0) & too_flat(right))
-    point = jnp.where(x.lower >= 0, midpoint(x), jnp.where(touches, point, right))
-    tangent = (x.lower >= 0) | touches
-    slope = jnp.where(tangent, gradient(point), chord_slope(x, fn, gradient))
-    inside = jnp.clip(point, jnp.minimum(jnp.maximum(x.lower, 0), x.upper), x.upper)
-    candidates = (x.lower, x.upper, jnp.where(tangent, inside, x.upper))
-    return support(fn, slope, candidates)[1]
-
-
-def _implicit(point: Array, x: Interval, fn: Scalar, gradient: Scalar) -> Array:
-    """Gives the root of g'(p)(p - l) = g(p) - g(l) its derivative with respect to l, by one Newton step."""
-    residual = gradient(point) * (point - x.lower) - (fn(point) - fn(x.lower))
-    _, curvature = jax.jvp(gradient, (point,), (jnp.ones_like(point),))
-    steepness = jax.lax.stop_gradient(curvature * (point - x.lower))
-    usable = jnp.abs(steepness) > jnp.finfo(point.dtype).tiny ** 0.5
-    step = jnp.where(usable, residual / jnp.where(usable, steepness, 1), 0)
-    return point - (step - jax.lax.stop_gradient(step))
-
-
-def parallel(x: Interval, fn: Scalar, gradient: Scalar, critical: Callable[[Array], Sequence[Array]]) -> Relaxation:
-    """Two lines of the chord's slope, as close to f as they can be.
-
-    Args:
-      x: the interval.
-      fn, gradient: the function and its derivative.
-      critical: slope -> all points of the real line where f' equals it (extra points do no harm).
-    """
-    slope = chord_slope(x, fn, gradient)
-    inner = [jnp.clip(point, x.lower, x.upper) for point in critical(slope)]
-    return Relaxation(*support(fn, slope, (x.lower, x.upper, *inner)))

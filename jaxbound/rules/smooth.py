@@ -8,11 +8,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbound.rules.curves import concave, convex, enveloped, mirrored, sigmoidal
 from jaxbound.rules.registry import Nonlinear, register
-from jaxbound.rules.relaxation import Relaxation, Scalar, choose, concave, convex, flipped, line, parallel, sigmoidal
+from jaxbound.rules.relaxation import Freedom, Relaxation, Scalar, choose, line
 from jaxbound.sets import Array, Interval
 
-Shape = Callable[[Interval, Scalar, Scalar], Relaxation]
+# (interval, function, derivative, where its lines touch) -> lines
+Shape = Callable[[Interval, Scalar, Scalar, Freedom | None], Relaxation]
 
 
 def derivative(fn: Scalar) -> Scalar:
@@ -25,7 +27,7 @@ def increasing(fn: Scalar, shape: Shape, gradient: Scalar | None = None) -> Nonl
     slope = gradient or derivative(fn)
     return Nonlinear(
         lambda x, **_: _ordered(fn(x.lower), fn(x.upper)),
-        lambda x, **_: shape(x, fn, slope),
+        lambda x, free=None, **_: shape(x, fn, slope, free),
         (0,),
     )
 
@@ -39,19 +41,14 @@ def decreasing(fn: Scalar, shape: Shape) -> Nonlinear:
     """The rule of a decreasing function."""
     return Nonlinear(
         lambda x, **_: _ordered(fn(x.upper), fn(x.lower)),
-        lambda x, **_: shape(x, fn, derivative(fn)),
+        lambda x, free=None, **_: shape(x, fn, derivative(fn), free),
         (0,),
     )
 
 
-def _mirrored(shape: Shape) -> Shape:
-    """The shape of -f from that of f: sigmoidal becomes concave below 0, convex above."""
-    return lambda x, fn, slope: flipped(shape(x, lambda v: -fn(v), lambda v: -slope(v)))
-
-
-def _exp_shape(x: Interval, fn: Scalar, slope: Scalar) -> Relaxation:
+def _exp_shape(x: Interval, fn: Scalar, slope: Scalar, free: Freedom | None = None) -> Relaxation:
     # Not further right than one above the lower end: the tangent then stays positive, as a divisor needs.
-    return convex(x, fn, slope, jnp.minimum((x.lower + x.upper) / 2, x.lower + 0.99))
+    return convex(x, fn, slope, free, at=jnp.minimum((x.lower + x.upper) / 2, x.lower + 0.99))
 
 
 register("exp", increasing(jnp.exp, _exp_shape, jnp.exp))
@@ -65,12 +62,12 @@ register("rsqrt", decreasing(jax.lax.rsqrt, convex))
 register("tanh", increasing(jnp.tanh, sigmoidal))
 register("logistic", increasing(jax.nn.sigmoid, sigmoidal))
 register("erf", increasing(jax.lax.erf, sigmoidal))
-register("erfc", decreasing(jax.lax.erfc, _mirrored(sigmoidal)))
+register("erfc", decreasing(jax.lax.erfc, mirrored(sigmoidal)))
 register("atan", increasing(jnp.arctan, sigmoidal))
 register("asinh", increasing(jnp.arcsinh, sigmoidal))
 register("acosh", increasing(jnp.arccosh, concave))
-register("atanh", increasing(jnp.arctanh, _mirrored(sigmoidal)))
-register("sinh", increasing(jnp.sinh, _mirrored(sigmoidal)))
+register("atanh", increasing(jnp.arctanh, mirrored(sigmoidal)))
+register("sinh", increasing(jnp.sinh, mirrored(sigmoidal)))
 
 
 # Powers.
@@ -87,8 +84,8 @@ def _cosh_interval(x: Interval, **_: Any) -> Interval:
     return _ordered(jnp.cosh(low), jnp.cosh(jnp.maximum(-x.lower, x.upper)))
 
 
-def _relax_square(x: Interval, **_: Any) -> Relaxation:
-    return convex(x, jnp.square, lambda v: 2 * v)
+def _relax_square(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
+    return convex(x, jnp.square, lambda v: 2 * v, free)
 
 
 def _even_power_interval(x: Interval, y: int) -> Interval:
@@ -105,15 +102,15 @@ def _power_interval(x: Interval, y: int, **_: Any) -> Interval:
     return _even_power_interval(x, y) if y % 2 == 0 else Interval(x.lower**y, x.upper**y)
 
 
-def _relax_power(x: Interval, y: int, **_: Any) -> Relaxation:
+def _relax_power(x: Interval, y: int, free: Freedom | None = None, **_: Any) -> Relaxation:
     power = functools.partial(jax.lax.integer_pow, y=y)
     slope = derivative(power)
     if y >= 0:
-        return convex(x, power, slope) if y % 2 == 0 else _mirrored(sigmoidal)(x, power, slope)
+        return (convex if y % 2 == 0 else mirrored(sigmoidal))(x, power, slope, free)
     positive, negative = x.lower > 0, x.upper < 0
     safe = Interval(*(jnp.where(positive | negative, end, 1) for end in x))
-    right = convex(safe, power, slope)
-    left = right if y % 2 == 0 else concave(safe, power, slope)
+    right = convex(safe, power, slope, free)
+    left = right if y % 2 == 0 else concave(safe, power, slope, free)
     flat = jnp.zeros_like(x.lower)
     infinite = Relaxation(line(flat, flat - jnp.inf), line(flat, flat + jnp.inf))
     return choose(positive | negative, choose(positive, right, left), infinite)
@@ -124,11 +121,11 @@ register(  # the derivative of tanh by its value
     "one_minus_square",
     Nonlinear(
         lambda x, **_: Interval(*(1 - end for end in _square_interval(x)[::-1])),
-        lambda x, **_: concave(x, lambda v: 1 - v * v, lambda v: -2 * v),
+        lambda x, free=None, **_: concave(x, lambda v: 1 - v * v, lambda v: -2 * v, free),
         (0,),
     ),
 )
-register("cosh", Nonlinear(_cosh_interval, lambda x, **_: convex(x, jnp.cosh, jnp.sinh), (0,)))
+register("cosh", Nonlinear(_cosh_interval, lambda x, free=None, **_: convex(x, jnp.cosh, jnp.sinh, free), (0,)))
 register("integer_pow", Nonlinear(_power_interval, _relax_power, (0,)))
 
 
@@ -138,7 +135,7 @@ def _general_power_interval(x: Interval, y: Array, **_: Any) -> Interval:
     return Interval(*(jnp.where(valid, fn(*ends), jnp.nan) for fn in (jnp.minimum, jnp.maximum)))
 
 
-def _relax_general_power(x: Interval, y: Array, **_: Any) -> Relaxation:
+def _relax_general_power(x: Interval, y: Array, free: Freedom | None = None, **_: Any) -> Relaxation:
     def power(v: Array) -> Array:
         return v**y
 
@@ -146,7 +143,7 @@ def _relax_general_power(x: Interval, y: Array, **_: Any) -> Relaxation:
         return y * v ** (y - 1)
 
     is_concave = jnp.broadcast_to((y > 0) & (y < 1), x.lower.shape)
-    return choose(is_concave, concave(x, power, slope), convex(x, power, slope))
+    return choose(is_concave, concave(x, power, slope, free), convex(x, power, slope, free))
 
 
 register("pow", Nonlinear(_general_power_interval, _relax_general_power, (0,)))
@@ -170,23 +167,25 @@ def _wave_interval(fn: Scalar, peak: float) -> Callable[..., Interval]:
     return interval
 
 
-def _relax_wave(x: Interval, fn: Scalar, slope: Scalar, shift: float) -> Relaxation:
-    """Lines of the chord's slope; a wave's points of slope s are known: cos(v + shift) = s."""
+def _relax_wave(x: Interval, fn: Scalar, slope: Scalar, shift: float, free: Freedom | None) -> Relaxation:
+    """A wave's points of slope s are known, cos(v + shift) = s; over two periods its envelopes are -1 and 1."""
 
     def critical(s: Array) -> list[Array]:
         angle = jnp.arccos(jnp.clip(s, -1, 1))
         first = jnp.floor((x.lower + shift) / (2 * math.pi)) * (2 * math.pi) - shift
-        turns = [first + 2 * math.pi * turn for turn in range(3)]
+        turns = [first + 2 * math.pi * turn for turn in range(4)]
         return [turn + side * angle for turn in turns for side in (-1, 1)]
 
-    lines = parallel(x, fn, slope, critical)
-    whole = x.upper - x.lower >= 2 * math.pi
+    lines = enveloped(x, fn, slope, free, critical=critical, steepness=(-1.0, 1.0))
     flat = jnp.zeros_like(x.lower)
-    return choose(whole, Relaxation(line(flat, flat - 1), line(flat, flat + 1)), lines)
+    return choose(x.upper - x.lower >= 4 * math.pi, Relaxation(line(flat, flat - 1), line(flat, flat + 1)), lines)
 
 
 def _wave(name: str, fn: Scalar, slope: Scalar, peak: float, shift: float) -> None:
-    register(name, Nonlinear(_wave_interval(fn, peak), lambda x, **_: _relax_wave(x, fn, slope, shift), (0,)))
+    def relax(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
+        return _relax_wave(x, fn, slope, shift, free)
+
+    register(name, Nonlinear(_wave_interval(fn, peak), relax, (0,)))
 
 
 _wave("sin", jnp.sin, jnp.cos, math.pi / 2, 0.0)
