@@ -3,7 +3,8 @@
 from jaxbound import attacks, initializers, losses, regularizers, relax, rules, schedules, testing
 from jaxbound.adapters import per_example
 from jaxbound.bounds import LinearBound, Planes
-from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
+from jaxbound.methods.backward import crown, crown_ibp, crown_layer_bounds, linear_bounds
+from jaxbound.methods.explain import Explanation, explain
 from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
 from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
@@ -21,6 +22,7 @@ __all__ = [
     "Affine",
     "Ball",
     "Elementwise",
+    "Explanation",
     "Interval",
     "LinearBound",
     "Planes",
@@ -31,7 +33,9 @@ __all__ = [
     "contains",
     "crown",
     "crown_ibp",
+    "crown_layer_bounds",
     "crown_lbp",
+    "explain",
     "fused_cross_entropy",
     "ibp",
     "identity_spec",
