@@ -8,6 +8,7 @@ from jaxbound.methods.explain import Explanation, explain
 from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
 from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
+from jaxbound.radii import certified_radius
 from jaxbound.rules.activations import Elementwise, atomic, ramp
 from jaxbound.rules.registry import UnsupportedError
 from jaxbound.rules.relaxation import Affine, Relaxation
@@ -30,6 +31,7 @@ __all__ = [
     "UnsupportedError",
     "atomic",
     "attacks",
+    "certified_radius",
     "contains",
     "crown",
     "crown_ibp",

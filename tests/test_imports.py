@@ -22,6 +22,7 @@ LAYERS = {
     "relax": ("sets", "rules.relaxation"),
     "methods": ("sets", "bounds", "specs", "program", "rules", "relax", "methods"),
     "specs": ("sets",),
+    "radii": ("sets",),
     "losses": ("sets", "specs", "losses"),
     "attacks": ("sets", "specs", "losses"),
     "schedules": (),
