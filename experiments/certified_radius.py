@@ -21,12 +21,11 @@ from absl import logging as absl_logging
 
 from experiments.common import cascade, data, evaluate, job, report
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError, refuse_arguments
+from experiments.common.flags import UserError, define_changes, read_changes, refuse_arguments
 from experiments.common.records import Records
 
-# The run's own flags that can be given other values here, and those that the radii depend on.
+# The run's own flags that can be given other values here.
 CHANGES = ("data_dir", "eval_batch_size", "crown_batch_size")
-SETTINGS = ("dataset", "model", "norm", "clip", "eval_lines")
 
 
 def searched(this: job.Job, bound: Callable[..., Any], halvings: int) -> cascade.Check:
@@ -92,11 +91,7 @@ def run(workdir: str, names: Sequence[str], *, halvings: int = 12, **changes: An
     """
     folder = pathlib.Path(workdir)
     this, (state, *_) = job.finished(folder, **changes)
-    settings = {
-        "step": int(state.step),
-        "halvings": halvings,
-        **{name: getattr(this.config, name) for name in SETTINGS},
-    }
+    settings = {**cascade.settings(this, state.step), "halvings": halvings}
     records = Records(folder / "certified_radius.jsonl", settings)
     chosen, methods, radii = cascade.bounds(this, names), {}, {}
     for name, (bound, size) in chosen.items():
@@ -136,7 +131,7 @@ def draw(path: pathlib.Path, radii: Mapping[str, Sequence[float]], training: flo
         axes.plot(shown, accuracy, label=f"{name}: median {np.median(found):.3f}")
     axes.axvline(training, color="k", linewidth=0.8, linestyle=":")
     axes.set(xlabel="radius (pixels in [0, 1]); dotted: trained at", ylabel="certified accuracy (%)")
-    axes.set(xlim=(0, shown[-1]), ylim=(0, 100))
+    axes.set(xlim=(0, shown[-1]), ylim=(0, 100), title=f"certified radii of {len(found)} test examples")
     axes.legend(loc="lower left")
     figure.savefig(path, dpi=110)
 
@@ -147,19 +142,18 @@ def define_flags() -> None:
     flags.DEFINE_list("method", ["ibp", "crown_ibp"], "bounds to find radii by")
     flags.DEFINE_integer("num_examples", 1000, "the first so many test examples; 0: all", lower_bound=0)
     flags.DEFINE_integer("halvings", 12, "radii tried for each example; the resolution is 1/2^halvings", lower_bound=1)
-    flags.DEFINE_integer("eval_batch_size", 250, "examples at a time", lower_bound=1)
-    flags.DEFINE_integer("crown_batch_size", 8, "examples at a time for crown and crown_lbp", lower_bound=1)
-    flags.DEFINE_string("data_dir", data.DEFAULT_DATA_DIR, "TFDS folder that experiments.prepare_data wrote")
+    define_changes(CHANGES)
 
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
     absl_logging.set_verbosity(absl_logging.ERROR)
-    given = {name: flags.FLAGS[name].value for name in ("workdir", "method", "num_examples", "halvings", *CHANGES)}
+    workdir, method, size, halvings = (
+        flags.FLAGS[name].value for name in ("workdir", "method", "num_examples", "halvings")
+    )
     try:
         refuse_arguments(argv)
-        options = {"eval_size": given["num_examples"], **{name: given[name] for name in ("halvings", *CHANGES)}}
-        print(table(run(given["workdir"], given["method"], **options)))
+        print(table(run(workdir, method, halvings=halvings, eval_size=size, **read_changes(CHANGES))))
     except (UserError, data.DataError) as error:
         sys.exit(f"certified_radius: {error}")
     except KeyboardInterrupt:

@@ -18,13 +18,13 @@ from absl import logging as absl_logging
 
 from experiments.common import cascade, data, job, report
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError, refuse_arguments
+from experiments.common.flags import UserError, define_changes, read_changes, refuse_arguments
 from experiments.common.records import Records
 
 # The run's own flags that can be given other values here.
 CHANGES = ("data_dir", "eval_batch_size", "crown_batch_size", "pgd_steps", "pgd_restarts")
-# Those that the results depend on.
-SETTINGS = ("dataset", "model", "norm", "clip", "seed", "eval_lines", "pgd_steps", "pgd_restarts", "pgd_step_size")
+# Those that the attack depends on.
+ATTACK = ("seed", "pgd_steps", "pgd_restarts", "pgd_step_size")
 
 
 def run(workdir: str, names: Sequence[str], *, radius: float | None = None, **changes: Any) -> dict[str, Any]:
@@ -42,7 +42,8 @@ def run(workdir: str, names: Sequence[str], *, radius: float | None = None, **ch
     folder = pathlib.Path(workdir)
     this, (state, *_) = job.finished(folder, **changes)
     radius = this.config.eval_radii[0] if radius is None else radius
-    settings = {"step": int(state.step), "radius": radius, **{name: getattr(this.config, name) for name in SETTINGS}}
+    attack = {name: getattr(this.config, name) for name in ATTACK}
+    settings = {**cascade.settings(this, state.step), "radius": radius, **attack}
     records = Records(folder / f"verified_{radius:g}.jsonl", settings)
     content = cascade.run(this, state.variables, names, radius=radius, records=records)
     everything = {**settings, **content, "device": report.device()}
@@ -56,23 +57,18 @@ def define_flags() -> None:
     flags.DEFINE_list("method", ["ibp", "crown_ibp", "crown"], "bounds to verify by; they run from cheap to dear")
     flags.DEFINE_float("radius", None, "radius to verify at; by default the run's own", lower_bound=0)
     flags.DEFINE_integer("num_examples", 0, "the first so many test examples; 0: all", lower_bound=0)
-    flags.DEFINE_integer("eval_batch_size", 250, "examples at a time", lower_bound=1)
-    flags.DEFINE_integer("crown_batch_size", 8, "examples at a time for crown and crown_lbp", lower_bound=1)
-    flags.DEFINE_integer("pgd_steps", 40, "steps of the attack", lower_bound=0)
-    flags.DEFINE_integer("pgd_restarts", 3, "random starts of the attack", lower_bound=1)
-    flags.DEFINE_string("data_dir", data.DEFAULT_DATA_DIR, "TFDS folder that experiments.prepare_data wrote")
+    define_changes(CHANGES)
 
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
     absl_logging.set_verbosity(absl_logging.ERROR)
-    given = {name: flags.FLAGS[name].value for name in ("workdir", "method", "radius", "num_examples", *CHANGES)}
+    workdir, method, radius, size = (
+        flags.FLAGS[name].value for name in ("workdir", "method", "radius", "num_examples")
+    )
     try:
         refuse_arguments(argv)
-        changes = {name: given[name] for name in CHANGES}
-        found = run(
-            given["workdir"], given["method"], radius=given["radius"], eval_size=given["num_examples"], **changes
-        )
+        found = run(workdir, method, radius=radius, eval_size=size, **read_changes(CHANGES))
         print(cascade.table(found))
     except (UserError, data.DataError) as error:
         sys.exit(f"verify: {error}")

@@ -45,6 +45,12 @@ class Stage:
     batch_size: int
 
 
+def settings(this: job.Job, step: Any) -> dict[str, Any]:
+    """What all that is found of an example depends on, of a run at a step."""
+    names = ("dataset", "model", "norm", "clip", "eval_lines", "eval_statistics")
+    return {"step": int(step), **{name: getattr(this.config, name) for name in names}}
+
+
 def stages(this: job.Job, names: Sequence[str]) -> list[Stage]:
     """The stages that refute, then the bounds of these names, from cheap to dear.
 

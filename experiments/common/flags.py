@@ -283,6 +283,19 @@ def define(defaults: Config, values: flags.FlagValues = flags.FLAGS) -> None:
             _DEFINE[field.type](field.name, value, text, flag_values=values)
 
 
+def define_changes(names: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines flags by which a program looks at a finished run with other values than its own, for some fields."""
+    for field in dataclasses.fields(Config):
+        if field.name in names:
+            text = f"{field.metadata['help']}; by default the run's own"
+            _DEFINE[field.type](field.name, None, text, flag_values=values)
+
+
+def read_changes(names: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """Those of the flags that were given."""
+    return {name: values[name].value for name in names if values[name].value is not None}
+
+
 def read(defaults: Config, values: flags.FlagValues = flags.FLAGS) -> Config:
     """Returns the parsed flags, checked, as a value of the type that they were defined for.
 
