@@ -17,18 +17,15 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-import jax
 import numpy as np
-import tqdm
 from absl import app, flags
 from absl import logging as absl_logging
 
 import jaxbound
 from experiments.common import data, job, report, train
-from experiments.common.evaluate import exact, images_of
+from experiments.common.evaluate import Examples, exact, margin_bounds
 from experiments.common.files import replace_text
 from experiments.common.flags import UserError, refuse_arguments
-from experiments.common.methods import region
 
 LINES = {"tight": jaxbound.relax.tight, "adaptive": jaxbound.relax.adaptive}
 
@@ -66,21 +63,14 @@ def margins(
       batch_size: examples at a time.
       title: of the progress bar.
     """
-    network, config = this.network, this.config
-
-    @exact
-    def of_batch(examples: data.Split) -> jax.Array:
-        def one(image: jax.Array, label: jax.Array) -> jax.Array:
-            spec = jaxbound.margin_spec(label, network.num_classes)
-            return bound(network.apply)(variables, region(image, radius, config), spec=spec)
-
-        return jax.vmap(one)(images_of(examples, config), examples.labels)
-
-    found, size = [], this.test.size
-    for start in tqdm.tqdm(range(0, size, batch_size), desc=title, leave=False, disable=None):
-        chosen = np.resize(np.arange(start, min(start + batch_size, size)), batch_size)
-        found.append(np.asarray(of_batch(this.placement.take(this.test, chosen))))
-    return np.concatenate(found)[:size]
+    of_batch = exact(margin_bounds(this.network, this.config, bound))
+    found = Examples(this.test, this.placement).batches(
+        lambda examples, _: of_batch(variables, examples, radius),
+        chosen=np.arange(this.test.size),
+        batch_size=batch_size,
+        title=title,
+    )
+    return np.concatenate([margins for _, margins in found])
 
 
 def compare(this: job.Job, state: train.TrainState, *, radius: float, batch_size: int) -> dict[str, Any]:

@@ -3,11 +3,13 @@
 from jaxbound import attacks, initializers, losses, regularizers, relax, rules, schedules, testing
 from jaxbound.adapters import per_example
 from jaxbound.bounds import LinearBound, Planes
-from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
+from jaxbound.methods.backward import crown, crown_ibp, crown_layer_bounds, linear_bounds
+from jaxbound.methods.explain import Explanation, explain
 from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
 from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
 from jaxbound.methods.optimized import Optimized, alpha_crown, optimized_lines
+from jaxbound.radii import certified_radius
 from jaxbound.rules.activations import Elementwise, atomic, ramp
 from jaxbound.rules.registry import UnsupportedError
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation
@@ -23,6 +25,7 @@ __all__ = [
     "Ball",
     "Elementwise",
     "Freedom",
+    "Explanation",
     "Interval",
     "LinearBound",
     "Optimized",
@@ -32,10 +35,13 @@ __all__ = [
     "alpha_crown",
     "atomic",
     "attacks",
+    "certified_radius",
     "contains",
     "crown",
     "crown_ibp",
+    "crown_layer_bounds",
     "crown_lbp",
+    "explain",
     "fused_cross_entropy",
     "ibp",
     "identity_spec",

@@ -23,6 +23,7 @@ LAYERS = {
     "relax": ("sets", "rules.relaxation"),
     "methods": ("sets", "bounds", "specs", "program", "tracing", "rules", "relax", "methods"),
     "specs": ("sets",),
+    "radii": ("sets",),
     "losses": ("sets", "specs", "losses"),
     "attacks": ("sets", "specs", "losses"),
     "schedules": (),

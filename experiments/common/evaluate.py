@@ -11,7 +11,8 @@ that no method before it verified, and its figure counts those verified before.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterable, Sequence
+import operator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -68,18 +69,41 @@ def verifier(network: Network, config: Config, bound: Callable[..., Any]) -> Che
       config: the run's flags, which say of what kind the sets are.
       bound: a bound transform, such as `jaxbound.ibp`.
     """
+    margins = margin_bounds(network, config, bound)
+    return exact(lambda variables, examples, radius: jnp.all(margins(variables, examples, radius) > 0, axis=1))
 
-    def verified(variables: Any, image: jax.Array, label: jax.Array, *, radius: jax.Array) -> jax.Array:
+
+def margin_bounds(network: Network, config: Config, bound: Callable[..., Any]) -> Callable[..., jax.Array]:
+    """Lower bounds [B, K-1] of all margins, (variables, examples, radius, one or [B]) -> bounds; not compiled.
+
+    Args:
+      network, config, bound: as for `verifier`.
+    """
+
+    def one(variables: Any, image: jax.Array, label: jax.Array, *, radius: jax.Array) -> jax.Array:
         spec = jaxbound.margin_spec(label, network.num_classes)
-        return jnp.all(bound(network.apply)(variables, region(image, radius, config), spec=spec) > 0)
+        return bound(network.apply)(variables, region(image, radius, config), spec=spec)
 
-    @exact
-    def check(variables: Any, examples: Split, radius: Any) -> jax.Array:
+    def margins(variables: Any, examples: Split, radius: Any) -> jax.Array:
         radii = jnp.broadcast_to(radius, examples.labels.shape)
-        each = jax.vmap(functools.partial(verified, variables))
+        each = jax.vmap(functools.partial(one, variables))
         return each(images_of(examples, config), examples.labels, radius=radii)
 
-    return check
+    return margins
+
+
+def radius_finder(check: Check, *, halvings: int) -> Callable[[Any, Split, Any], jax.Array]:
+    """Compiles the bisection of all examples' certified radii together: (variables, examples, largest) -> [B].
+
+    Each radius found is one at which the check held; 0 where it held at none that was tried.
+    """
+
+    @exact
+    def radii(variables: Any, examples: Split, largest: Any) -> jax.Array:
+        ends = jnp.broadcast_to(largest, examples.labels.shape)
+        return jaxbound.certified_radius(lambda radius: check(variables, examples, radius), ends, halvings=halvings)
+
+    return radii
 
 
 def images_of(examples: Split, config: Config) -> jax.Array:
@@ -87,28 +111,42 @@ def images_of(examples: Split, config: Config) -> jax.Array:
     return pixels(augment.RECIPES[config.augmentation].test(examples.images))
 
 
-def methods(network: Network, config: Config, sharding: jax.sharding.NamedSharding | None = None) -> tuple[Method, ...]:
-    """The bounds that `--eval_methods` names, from cheap to tight.
+def bounds(
+    config: Config, sharding: jax.sharding.NamedSharding | None = None
+) -> dict[str, tuple[Callable[..., Any], int]]:
+    """The bounds that examples are verified by, from cheap to tight: a transform, and how many examples at a time.
 
     With the tight lines no bound is looser than IBP, which is what networks trained by IBP are verified with; others
     may be tighter on networks that were trained otherwise.
+
+    Args:
+      config: the run's flags.
+      sharding: of the rows of linear bounds.
+    """
+    lines = {"tight": jaxbound.relax.tight, "adaptive": jaxbound.relax.adaptive}[config.eval_lines]
+    crown = functools.partial(jaxbound.crown, relu=lines, chunk=config.crown_chunk, sharding=sharding)
+    # Verified margins need not grow further.
+    alpha_crown = functools.partial(jaxbound.alpha_crown, relu=lines, chunk=config.crown_chunk, until=0.0)
+    return {
+        "ibp": (jaxbound.ibp, config.eval_batch_size),
+        "crown_ibp": (functools.partial(jaxbound.crown_ibp, relu=lines, sharding=sharding), config.eval_batch_size),
+        "crown_lbp": (functools.partial(jaxbound.crown_lbp, relu=lines), config.crown_batch_size),
+        "crown": (crown, config.crown_batch_size),
+        "alpha_crown": (alpha_crown, config.crown_batch_size),
+    }
+
+
+def methods(network: Network, config: Config, sharding: jax.sharding.NamedSharding | None = None) -> tuple[Method, ...]:
+    """The `bounds` that `--eval_methods` names, compiled.
 
     Args:
       network: what is verified.
       config: the run's flags.
       sharding: of the rows of linear bounds.
     """
-    lines = {"tight": jaxbound.relax.tight, "adaptive": jaxbound.relax.adaptive}[config.eval_lines]
-    crown = functools.partial(jaxbound.crown, relu=lines, chunk=config.crown_chunk, sharding=sharding)
-    known = {
-        "ibp": (jaxbound.ibp, config.eval_batch_size),
-        "crown_ibp": (functools.partial(jaxbound.crown_ibp, relu=lines, sharding=sharding), config.eval_batch_size),
-        "crown_lbp": (functools.partial(jaxbound.crown_lbp, relu=lines), config.crown_batch_size),
-        "crown": (crown, config.crown_batch_size),
-    }
     return tuple(
         Method(name, verifier(network, config, bound), batch_size)
-        for name, (bound, batch_size) in known.items()
+        for name, (bound, batch_size) in bounds(config, sharding).items()
         if name in config.eval_methods
     )
 
@@ -126,14 +164,24 @@ def classifier(network: Network, config: Config) -> Check:
 
 
 def attacker(network: Network, config: Config) -> Callable[..., jax.Array]:
-    """Compiles the check that an attack fails: a `Check` with one more argument, the examples' indices [B].
+    """Compiles the check that an attack fails: a `Check` with one more argument, the examples' indices [B]."""
+    attacked = attacked_logits(network, config)
+
+    @exact
+    def check(variables: Any, examples: Split, radius: Any, indices: jax.Array) -> jax.Array:
+        return jax.vmap(attacks.margin)(attacked(variables, examples, radius, indices), examples.labels) < 0
+
+    return check
+
+
+def attacked_logits(network: Network, config: Config) -> Callable[..., jax.Array]:
+    """The logits [B, K] of the worst images that an attack finds; not compiled.
 
     The attack maximises the margin itself, not the cross-entropy, whose gradient vanishes where the network is sure.
     Its random starts depend on the seed and on an example's index alone.
     """
 
-    @exact
-    def check(variables: Any, examples: Split, radius: Any, indices: jax.Array) -> jax.Array:
+    def logits(variables: Any, examples: Split, radius: Any, indices: jax.Array) -> jax.Array:
         attack = attacks.pgd(
             functools.partial(network.apply, variables),
             objective=attacks.margin,
@@ -143,10 +191,9 @@ def attacker(network: Network, config: Config) -> Callable[..., jax.Array]:
         )
         sets = jax.vmap(lambda image: region(image, radius, config))(images_of(examples, config))
         keys = jax.vmap(functools.partial(jax.random.fold_in, jax.random.key(config.seed)))(indices)
-        found = jax.vmap(attack)(keys, sets, examples.labels)
-        return jax.vmap(attacks.margin)(network.apply(variables, found), examples.labels) < 0
+        return network.apply(variables, jax.vmap(attack)(keys, sets, examples.labels))
 
-    return check
+    return logits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,23 +211,40 @@ class Examples:
     def passing(
         self, check: Callable[..., jax.Array], *, chosen: np.ndarray, batch_size: int, title: str
     ) -> np.ndarray:
-        """Runs a check over chosen examples in batches of one size, so that it compiles once.
+        """Runs a check over chosen examples.
 
         Args:
           check: (examples, their indices) -> bool [B], for one batch.
-          chosen: indices of the examples to check.
-          batch_size: B; made a multiple of the devices. The last batch is filled up with repetitions.
-          title: of the progress bar.
+          chosen, batch_size, title: as for `batches`.
 
         Returns:
           bool [N]: whether each example was chosen and passes.
         """
-        result, size = np.zeros(self.split.size, bool), self.placement.filled(batch_size)
+        result = np.zeros(self.split.size, bool)
+        for batch, found in self.batches(check, chosen=chosen, batch_size=batch_size, title=title):
+            result[batch] = found
+        return result
+
+    def batches(
+        self, check: Callable[..., Any], *, chosen: np.ndarray, batch_size: int, title: str
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Runs a check over chosen examples in batches of one size, so that it compiles once.
+
+        Args:
+          check: (examples, their indices) -> arrays [B, ...], for one batch.
+          chosen: indices of the examples to check.
+          batch_size: B; made a multiple of the devices. The last batch is filled up with repetitions.
+          title: of the progress bar.
+
+        Yields:
+          A batch's indices, without the repetitions, and the check's arrays of them.
+        """
+        size = self.placement.filled(batch_size)
         for start in tqdm.tqdm(range(0, len(chosen), size), desc=title, leave=False, disable=None):
             batch = chosen[start : start + size]
             padded = np.resize(batch, size)
-            result[batch] = fetch(check(self.placement.take(self.split, padded), padded))[: len(batch)]
-        return result
+            found = jax.tree.map(fetch, check(self.placement.take(self.split, padded), padded))
+            yield batch, jax.tree.map(operator.itemgetter(slice(len(batch))), found)
 
 
 def percent_failing(passed: np.ndarray) -> float:
@@ -245,12 +309,8 @@ class Evaluation:
     def certified_radii(self, variables: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
         """The largest radius in [0, 1] that the cheapest method verifies, for a few examples; 0 where none."""
         examples = Split(*(leaf[np.asarray(chosen)] for leaf in self._examples.split))
-        low, high = np.zeros(len(chosen)), np.ones(len(chosen))
-        for _ in range(halvings):
-            middle = (low + high) / 2
-            passed = fetch(self._methods[0].check(variables, examples, middle.astype(np.float32)))
-            low, high = np.where(passed, middle, low), np.where(passed, high, middle)
-        return low
+        finder = radius_finder(self._methods[0].check, halvings=halvings)
+        return fetch(finder(variables, examples, 1.0))
 
     def attacked(self, variables: Any, radii: Iterable[float], *, size: int) -> list[float]:
         """The error under attack at each radius, of the first so many examples."""

@@ -112,7 +112,9 @@ class Config:
     eval_checkpoint: str = _flag("last", "which checkpoint to evaluate", choices=("last", "best"))
     eval_radii: tuple[float, ...] = _flag((0.1,), "radii to evaluate; the first is the headline", above=0)
     eval_methods: tuple[str, ...] = _flag(
-        ("ibp", "crown_ibp", "crown"), "bounds to evaluate with", choices=("ibp", "crown_ibp", "crown_lbp", "crown")
+        ("ibp", "crown_ibp", "crown"),
+        "bounds to evaluate with",
+        choices=("ibp", "crown_ibp", "crown_lbp", "crown", "alpha_crown"),
     )
     eval_statistics: str = _flag(
         "population",
@@ -281,6 +283,19 @@ def define(defaults: Config, values: flags.FlagValues = flags.FLAGS) -> None:
             flags.DEFINE(_Tuple(item), field.name, value, text, flag_values=values, serializer=serializer)
         else:
             _DEFINE[field.type](field.name, value, text, flag_values=values)
+
+
+def define_changes(names: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines flags by which a program looks at a finished run with other values than its own, for some fields."""
+    for field in dataclasses.fields(Config):
+        if field.name in names:
+            text = f"{field.metadata['help']}; by default the run's own"
+            _DEFINE[field.type](field.name, None, text, flag_values=values)
+
+
+def read_changes(names: Sequence[str], values: flags.FlagValues = flags.FLAGS) -> dict[str, Any]:
+    """Those of the flags that were given."""
+    return {name: values[name].value for name in names if values[name].value is not None}
 
 
 def read(defaults: Config, values: flags.FlagValues = flags.FLAGS) -> Config:

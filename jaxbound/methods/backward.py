@@ -121,10 +121,60 @@ def crown(
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        tighten = tighten_by_crown(problem.program, problem.sets, parts, combine)
-        return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, parts)
+        return _bounds(problem, crown_walk(problem, relu, parts, combine), spec, parts)
 
     return bound
+
+
+def crown_layer_bounds(
+    fn: Callable,
+    *,
+    relu: relax.ReluStrategy = relax.adaptive,
+    chunk: int = 512,
+    sharding: jax.sharding.NamedSharding | None = None,
+    combine: Combine = tightest,
+) -> Callable:
+    """Turns a function into the intervals that its nonlinear operations meet, as full CROWN finds and uses them.
+
+    Args:
+      fn, relu, chunk, sharding, combine: as for `crown`.
+
+    Returns:
+      `layers(*args, spec=None, **kwargs)` as for `layer_bounds`: a dictionary with the same keys, and with a spec also
+      the lower bounds [S] that `crown` has for it, from one walk.
+
+    Raises:
+      UnsupportedError, ValueError: as for `crown`.
+
+    Example:
+      >>> def model(x):
+      ...     hidden = jnp.maximum(jnp.array([[1.0, 1.0], [1.0, -1.0]]) @ x, 0.0)
+      ...     return jnp.maximum(hidden[0] - 2 * hidden[1], 0.0)
+      >>> box = jaxbound.linf_ball(jnp.array([0.5, 0.25]), 0.125)
+      >>> for layers in (jaxbound.layer_bounds, jaxbound.crown_layer_bounds):
+      ...     print([float(end) for end in list(layers(model)(box).values())[1]])
+      [-0.5, 1.0]
+      [-0.25, 0.75]
+
+    References:
+      Zhang et al. 2018, arXiv:1811.00866.
+    """
+    parts = chunks(chunk, sharding)
+
+    @functools.wraps(fn)
+    def layers(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
+        problem = prepare(fn, args, kwargs)
+        propagation = crown_walk(problem, relu, parts, combine)
+        boxes = dict(propagation.layers)
+        return boxes if spec is None else (_bounds(problem, propagation, spec, parts), boxes)
+
+    return layers
+
+
+def crown_walk(problem: Problem, relu: relax.ReluStrategy, parts: Chunks, combine: Combine) -> Propagation:
+    """The interval walk in which every operand of a nonlinear equation gets CROWN bounds."""
+    tighten = _tighten_by_crown(problem.program, problem.sets, parts, combine)
+    return propagate(problem.program, problem.sets, relu, tighten)
 
 
 def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) -> Callable:
@@ -255,8 +305,7 @@ def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, parts: 
     return jax.tree.map(ends, parts.map(bound, jnp.arange(2 * size)))
 
 
-def tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine) -> Tighten:
-    """Intermediate bounds by backward passes of their own."""
+def _tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine) -> Tighten:
     region = dict(zip(program.inputs, sets, strict=True))
 
     def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:

@@ -83,7 +83,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             operands = [improved(slot, x) for slot, x in zip(equation.inputs, operands, strict=True)]
             results, inner = _propagate_scan(equation, operands, mask, relu)
             relaxations[equation.outputs[0]] = inner.relaxations
-            prefix = _label(equation, len(layers))
+            prefix = layer_label(equation, len(layers))
             layers.update({f"{prefix}/{name}": box for name, box in inner.layers.items()})
             return results
         rule = rule_of(equation, mask)
@@ -94,9 +94,9 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             bounding_box(improved(slot, x)) if flag else x
             for slot, x, flag in zip(equation.inputs, operands, mask, strict=True)
         ]
-        label = _label(equation, len(layers))
+        label = layer_label(equation, len(layers))
         for box in (x for x, flag in zip(operands, mask, strict=True) if flag):
-            layers[_label(equation, len(layers))] = box
+            layers[layer_label(equation, len(layers))] = box
         result = rule.interval(*operands, **rule_params(equation))
         (slot,) = equation.outputs
         nodes[slot] = Node(rule, equation, operands, result, label)
@@ -107,7 +107,8 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
     return Propagation(walk(program, sets, handler), relaxations, layers, cuts, nodes)
 
 
-def _label(equation: Equation, index: int) -> str:
+def layer_label(equation: Equation, index: int) -> str:
+    """The name of what a nonlinear equation meets: "index operation file.py:line"."""
     return f"{index:03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
 
 

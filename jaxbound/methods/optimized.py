@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import relax
-from jaxbound.methods.backward import bounds_by_rows, tighten_by_crown
+from jaxbound.methods.backward import bounds_by_rows, crown_walk
 from jaxbound.methods.chunks import chunks
-from jaxbound.methods.interval import Propagation, propagate
+from jaxbound.methods.interval import Propagation
 from jaxbound.methods.problem import Problem, prepare, valid_lower
 from jaxbound.methods.replay import fixed_program, graft, lower_rows
 from jaxbound.rules.relaxation import Freedom
@@ -156,8 +156,7 @@ def _optimizer(fn: Callable, ascent: Ascent, relu: relax.ReluStrategy, chunk: in
 
     def optimized(args: tuple, kwargs: Mapping[str, Any]) -> tuple[Problem, Callable]:
         problem = prepare(fn, args, kwargs)
-        tighten = tighten_by_crown(problem.program, problem.sets, parts, tightest)
-        propagation = propagate(problem.program, problem.sets, relu, tighten)
+        propagation = crown_walk(problem, relu, parts, tightest)
         return problem, lambda spec, free: _optimize(_Lines(problem, propagation, relu, spec), free, ascent)
 
     return optimized

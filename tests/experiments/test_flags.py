@@ -136,3 +136,12 @@ def test_radii_and_weights_of_global_training():
     assert (tuple(given.radius_weights()), given.shares()) == ((0.7, 0.3), (0.25, 1.0))
     assert tuple(GlobalConfig(radii=4).radius_weights()) == pytest.approx((0.4, 0.3, 0.2, 0.1))
     assert GlobalConfig(radii=4).shares() == (0.25, 0.5, 0.75, 1.0)
+
+
+def test_changes_of_a_finished_run_are_those_that_were_given():
+    values = absl_flags.FlagValues()
+    flags.define_changes(("data_dir", "pgd_steps", "pgd_step_size"), values)
+    values(["program", "--pgd_steps=7"])
+    assert flags.read_changes(("data_dir", "pgd_steps", "pgd_step_size"), values) == {"pgd_steps": 7}
+    with pytest.raises(absl_flags.Error, match="Unknown command line flag 'epochs'"):
+        values(["program", "--epochs=7"])

@@ -239,3 +239,23 @@ def test_an_infinite_bound_without_weight_is_left_out():
     np.testing.assert_array_equal(blend(0.5, first, second), [-np.inf] * 3)
     gradient = jax.grad(lambda beta: blend(beta, jnp.array(3.0), jnp.array(1.0)))
     assert gradient(0.0) == gradient(1.0) == gradient(0.5) == 2
+
+
+def test_layers_by_crown():
+    """Each is what crown says of a function that ends there; they come with the bounds of a spec, from one walk."""
+
+    def second(x):
+        return W @ jax.nn.relu(W @ x + 0.2)
+
+    @jax.jit
+    def results(box):
+        expected = jaxbound.crown(network)(box, spec=SPEC), jaxbound.crown(second)(box)
+        return jaxbound.crown_layer_bounds(network)(box, spec=SPEC), jaxbound.layer_bounds(network)(box), expected
+
+    (lower, layers), interval, (expected, met) = results(soundness.boxes(4)[0])
+    np.testing.assert_allclose(lower, expected, rtol=1e-12)
+    assert layers.keys() == interval.keys()
+    (first, last), (first_by_ibp, last_by_ibp) = layers.values(), interval.values()
+    np.testing.assert_allclose(first, first_by_ibp, rtol=1e-12)  # one linear layer: nothing to gain
+    np.testing.assert_allclose(last, jaxbound.tightest(last_by_ibp, met), rtol=1e-10)
+    assert (jaxbound.radius(last) < jaxbound.radius(last_by_ibp)).any()
