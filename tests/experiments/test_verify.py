@@ -198,7 +198,3 @@ def test_both_programs_on_a_run(tiny, tmp_path):
     assert verified <= {i for i, radius in radii.items() if radius >= 1e-4 - resolution}
     assert (tmp_path / "certified_radius.png").read_bytes().startswith(b"\x89PNG")
     assert "of 40 examples, 16 halvings each" in certified_radius.table(content)
-    again = certified_radius.run(str(tmp_path), ["ibp"], halvings=16, **options)
-    assert again["methods"]["ibp"]["times_one_verification"] is None
-    with pytest.raises(UserError, match="halvings=16, not 11"):
-        certified_radius.run(str(tmp_path), ["ibp"], halvings=11, **options)
