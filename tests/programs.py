@@ -1,7 +1,8 @@
-"""Random programs: what hypothesis and the sweep hold bounds against.
+"""Random programs: what hypothesis and the campaign hold bounds against.
 
-A program is a chain of steps, each taking one or two of the vectors [4] made so far to another. All decisions are made
-by one function `choose(n) -> integer below n`, so that hypothesis can shrink them and a seed can repeat them.
+A program is a chain of steps, each taking one or two of the arrays made so far to another; those generated here are of
+vectors [4]. All decisions are made by one function `choose(n) -> integer below n`, so that hypothesis can shrink them
+and a seed can repeat them.
 """
 
 import dataclasses
@@ -152,7 +153,7 @@ PAIRS = {
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step: `fn` of the vectors at the given positions."""
+    """One step: `fn` of the values at the given positions."""
 
     name: str
     fn: Callable
@@ -161,38 +162,51 @@ class Step:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """A chain of steps; called, it returns the last two vectors."""
+    """A chain of steps; called, it returns the last values, as many as `outputs` says.
+
+    Values have the precision of the first input: a constant of a higher one does not raise it for what follows.
+    """
 
     steps: tuple[Step, ...]
+    shapes: tuple[tuple[int, ...], ...] = ((SIZE,),)
+    outputs: int = 2
 
-    def __call__(self, x):
-        values = [x]
+    def __call__(self, *inputs):
+        values = list(inputs)
         for step in self.steps:
-            values.append(step.fn(*(values[k] for k in step.operands)))
-        return values[-1], values[-2] + 0
+            values.append(step.fn(*(values[k] for k in step.operands)).astype(inputs[0].dtype))
+        return values[-1], *(value + 0 for value in values[-2 : -1 - self.outputs : -1])
 
     def __repr__(self):
-        return "; ".join(f"v{k} = {s.name}{s.operands}" for k, s in enumerate(self.steps, 1))
+        return "; ".join(f"v{k} = {s.name}{s.operands}" for k, s in enumerate(self.steps, len(self.shapes)))
 
 
-def generate(choose: Callable[[int], int], longest: int = 5) -> Program:
+def step(name: str, operands: tuple[int, ...]) -> Step:
+    """A step by its name, that of a function of MIXING with ":k" for its constant."""
+    if name in ELEMENTWISE or name in PAIRS:
+        return Step(name, ELEMENTWISE.get(name) or PAIRS[name], operands)
+    kind, k = name.split(":")
+    return Step(name, lambda x: MIXING[kind](x, int(k)), operands)
+
+
+def generate(choose: Callable[[int], int], longest: int = 5, inputs: int = 1) -> Program:
     """A random program.
 
     Args:
       choose: an integer in [0, n) for each n.
       longest: most steps.
+      inputs: how many vectors it takes.
     """
     steps: list[Step] = []
     for _ in range(1 + choose(longest)):
         # The newest vector, so that chains are deep; the partner is any.
-        newest, kind = len(steps), choose(3)
+        newest, kind = inputs - 1 + len(steps), choose(3)
         if kind == 0:
-            name = sorted(ELEMENTWISE)[choose(len(ELEMENTWISE))]
-            steps.append(Step(name, ELEMENTWISE[name], (newest,)))
+            steps.append(step(sorted(ELEMENTWISE)[choose(len(ELEMENTWISE))], (newest,)))
         elif kind == 1:
-            name, k = sorted(MIXING)[choose(len(MIXING))], choose(3)
-            steps.append(Step(f"{name}:{k}", lambda x, name=name, k=k: MIXING[name](x, k), (newest,)))
+            name = sorted(MIXING)[choose(len(MIXING))]
+            steps.append(step(f"{name}:{choose(3)}", (newest,)))
         else:
             name = sorted(PAIRS)[choose(len(PAIRS))]
-            steps.append(Step(name, PAIRS[name], (newest, choose(newest + 1))))
-    return Program(tuple(steps))
+            steps.append(step(name, (newest, choose(newest + 1))))
+    return Program(tuple(steps), ((SIZE,),) * inputs)

@@ -39,19 +39,17 @@ def mccormick(x: Interval, y: Interval, free: Freedom | None = None) -> Relaxati
     (x - lx)(y - ly) >= 0 gives x y >= ly x + lx y - lx ly; (ux - x)(y - ly) >= 0 gives x y <= ly x + ux y - ux ly. The
     other two corners give planes that are as good (equal at the centre); `free` is their weight.
     """
-    weights = Freedom(None, None) if free is None else free
-    below = _plane(jnp.multiply, (x.lower, x.upper), (y.lower, y.upper), (weights.lower,) * 2)
-    above = _plane(jnp.multiply, (x.upper, x.lower), (y.lower, y.upper), (weights.upper,) * 2)
-    return Relaxation(below, above)
+    below, above = (None, None) if free is None else ((part, part) for part in free)
+    return Relaxation(_plane(jnp.multiply, x, y, below), _plane(jnp.multiply, x[::-1], y, above))
 
 
-def _plane(op: Callable, x: Sequence[Array], y: Sequence[Array], weights: Sequence[Array | None]) -> Affine:
+def _plane(op: Callable, x: tuple[Array, Array], y: tuple[Array, Array], weights: tuple[Array, Array] | None) -> Affine:
     """The plane that touches a product at the corner (x[0], y[0]), mixed with that at (x[1], y[1]).
 
     The weights of the second one have the layouts of x and of y; None for zero.
     """
     (first, second), (left, right) = x, y
-    if weights[0] is None:
+    if weights is None:
         return Affine((left, first), -op(first, left))
     of_x, of_y = weights
     slopes = (left + of_y * (right - left), first + of_x * (second - first))
@@ -208,15 +206,15 @@ def _contraction(op: Callable, interval: Callable, *, shape: Callable, axes: Cal
     """
 
     def relax(x: Interval, y: Interval, free: Freedom | None = None, **params: Any) -> Relaxation:
-        def plane(ends: Sequence[Array], weight: Array | None) -> Affine:
-            laid_out = [
-                None if weight is None else _laid_out(weight, where, z.lower.ndim)
-                for where, z in zip(axes(**params), (x, y), strict=True)
-            ]
-            return _plane(functools.partial(op, **params), ends, y, laid_out)
+        def plane(ends: tuple[Array, Array], weight: Array | None) -> Affine:
+            if weight is None:
+                return _plane(functools.partial(op, **params), ends, y, None)
+            of_x, of_y = axes(**params)
+            weights = _laid_out(weight, of_x, x.lower.ndim), _laid_out(weight, of_y, y.lower.ndim)
+            return _plane(functools.partial(op, **params), ends, y, weights)
 
-        weights = Freedom(None, None) if free is None else free
-        return Relaxation(plane(x, weights.lower), plane(x[::-1], weights.upper))
+        below, above = (None, None) if free is None else free
+        return Relaxation(plane(x, below), plane(x[::-1], above))
 
     def evaluate(slopes: tuple[Array, Array], x: Array, y: Array, **params: Any) -> Array:
         with_x, with_y = slopes

@@ -94,7 +94,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_sound(name, double):
-    """By full CROWN where a kernel is a set; elsewhere it takes the same steps as CROWN-IBP. The sweep tries all."""
+    """By full CROWN where a kernel is a set; elsewhere it takes the same steps as CROWN-IBP. The campaign tries all."""
     methods = soundness.METHODS if "kernel" in name else {k: soundness.METHODS[k] for k in ("ibp", "crown_ibp")}
     soundness.check(CASES[name], *soundness.boxes(4)[:3], methods=methods)
 
