@@ -162,12 +162,15 @@ def _ramp(x: Interval, slope: Array, top: Array, *, steep: tuple[Array, Array]) 
     width = high - low
     active = high / jnp.where(width > 0, width, 1)  # how much of what lies below the top is above zero
     start, beyond = jnp.clip(x.lower, 0, top), jnp.maximum(x.upper - top, 0)
-    passive = beyond / jnp.where(beyond > 0, x.upper - start, 1)  # how much of what lies above zero is beyond the top
+    rest = jnp.where(beyond > 0, x.upper - start, 1)
+    passive = beyond / rest  # how much of what lies above zero is beyond the top
+    # Not 1 - passive, which loses every digit where the interval is long: its error is multiplied by that length.
+    rising = jnp.where(beyond > 0, (_finite(top) - start) / rest, 1)
     late = (x.upper > 0) & ((x.lower >= 0) | steep[0])
     rises = (x.upper <= top) | ((x.lower < top) & steep[1])
-    active, passive, late, rises = settled(active, passive, late, rises)
+    active, passive, rising, late, rises = settled(active, passive, rising, late, rises)
     gain = 1 - slope
-    below = line(jnp.where(late, slope + gain * (1 - passive), slope), jnp.where(late, gain * passive * start, 0))
+    below = line(jnp.where(late, slope + gain * rising, slope), jnp.where(late, gain * passive * start, 0))
     above = line(
         jnp.where(rises, slope + gain * active, slope), jnp.where(rises, -gain * active * low, gain * _finite(top))
     )

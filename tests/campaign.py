@@ -101,7 +101,8 @@ def add(report, seed, index, dtype, count):
             where = tuple(x[row, point] for x in points)
             case = shrink.Case(program, name, cases.pick(sets, row), dtype, found.excess.max(), where, int(output))
             report.worst.append((index, names[row], case))
-            tqdm.tqdm.write(heading(index, names[row], case))
+            if dtype == "float64":
+                tqdm.tqdm.write(heading(index, names[row], case))
 
 
 def heading(index, name, case):

@@ -47,8 +47,9 @@ CLAIMS = {"ibp": jaxbound.ibp, "elided ibp": elided} | {
     for method, make in METHODS.items()
     for strategy, lines in STRATEGIES.items()
 }
-# Compiles a small program several times faster than the default does.
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
+# Compiles a small program several times faster than the default does; newer compilers do not have the second option.
+QUICK = {"xla_backend_optimization_level": 0}
+QUICKER = QUICK | {"xla_cpu_use_fusion_emitters": False}
 STEPS, STARTS = 8, 3
 TOLERANCE = 1e-9
 
@@ -191,9 +192,19 @@ def observe(fn, planes, xs):
     return xs, fn(*xs), seen
 
 
+@functools.cache
+def quick_options():
+    """The options that this compiler has."""
+    try:
+        jax.jit(jnp.negative).lower(1.0).compile(compiler_options=QUICKER)
+    except jax.errors.JaxRuntimeError:
+        return QUICK
+    return QUICKER
+
+
 def run(fn, *args, quick=True):
     """A function's results as NumPy arrays, compiled fast, or as users' are."""
-    compiled = jax.jit(fn).lower(*args).compile(compiler_options=QUICK if quick else None)
+    compiled = jax.jit(fn).lower(*args).compile(compiler_options=quick_options() if quick else None)
     return jax.tree.map(np.asarray, compiled(*args))
 
 

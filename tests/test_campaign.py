@@ -98,7 +98,7 @@ def test_programs_are_read_back_from_what_they_print():
         program = cases.draw(1, index)
         again = cases.parse(str(program), program.shapes, program.outputs)
         assert str(again) == str(program)
-        arrays = [jax.ShapeDtypeStruct(shape, float) for shape in program.shapes]
+        arrays = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in program.shapes]
         assert jax.eval_shape(again, *arrays) == jax.eval_shape(program, *arrays)
 
 

@@ -161,6 +161,18 @@ def test_lines_enclose_random_ramps_in_single_precision(name):
     assert (below(z) <= value + slack).all() and (value <= above(z) + slack).all()
 
 
+@pytest.mark.parametrize("name", STRATEGIES)
+def test_lines_of_a_ramp_keep_their_digits_on_long_intervals(name):
+    """An error of the slope is multiplied by the length, which the ramp's values have nothing to do with."""
+    ends = [(a, b) for a in (-0.2, 0.0, 0.3, 0.9) for b in (3e3, 1e6, 1e12)]
+    x = jaxbound.Interval(*(jnp.array(end, jnp.float32) for end in zip(*ends, strict=True)))
+    for box in (x, jaxbound.Interval(0.8 - x.upper, 0.8 - x.lower)):
+        below, above = jax.tree.map(np.float64, jax.jit(STRATEGIES[name])(box, 0.0, 0.8))
+        for end in map(np.float64, box):
+            value = ramp(end, 0.0, np.float64(np.float32(0.8)))
+            assert (below(end) <= value + 1e-6).all() and (value <= above(end) + 1e-6).all()
+
+
 @pytest.mark.parametrize("slope", [0.0, 0.2])
 @pytest.mark.parametrize("name", STRATEGIES)
 def test_a_ramp_without_a_top_is_a_leaky_function(name, slope):
