@@ -171,23 +171,47 @@ def same_program(first: Program, second: Program) -> bool:
 
     def matches(mine: int, theirs: int) -> bool:
         if mine in first.constants and theirs in second.constants:
-            return _same_value(first.constants[mine], second.constants[theirs])
+            return same_value(first.constants[mine], second.constants[theirs])
         return renamed.get(theirs) == mine
 
     for a, b in zip(first.equations, second.equations, strict=True):
-        same = a.name == b.name and len(a.inputs) == len(b.inputs) and a.shapes == b.shapes
-        same = same and _comparable(a.params) == _comparable(b.params)
-        if not (same and all(map(matches, a.inputs, b.inputs))):
+        if not (same_step(a, b) and all(map(matches, a.inputs, b.inputs))):
             return False
         renamed |= dict(zip(b.outputs, a.outputs, strict=True))
     return all(map(matches, first.outputs, second.outputs))
 
 
-def _same_value(a: Value, b: Value) -> bool:
+def same_step(a: Equation, b: Equation) -> bool:
+    """Whether two equations do the same to their operands."""
+    return len(a.inputs) == len(b.inputs) and a.shapes == b.shapes and _form(a) == _form(b)
+
+
+def same_value(a: Value, b: Value) -> bool:
+    """Whether two constants are known to be the same."""
     if any(isinstance(x, Tracer) for x in (a, b)):
         return a is b
-    return np.shape(a) == np.shape(b) and bool(np.all(np.asarray(a) == np.asarray(b)))
+    a, b = np.asarray(a), np.asarray(b)
+    return a.shape == b.shape and bool(np.all((a == b) | ((a != a) & (b != b))))
 
 
-def _comparable(params: Mapping[str, Any]) -> dict[str, str]:
-    return {name: str(value) for name, value in params.items()}
+def same_name(a: Equation, b: Equation) -> bool:
+    """Whether two equations do the same kind of thing, whatever the shapes."""
+    names = ["reshape" if name == "broadcast_in_dim" else name for name in (_form(a)[0], _form(b)[0])]
+    return len(a.inputs) == len(b.inputs) and names[0] == names[1]
+
+
+def _form(equation: Equation) -> tuple[str, dict[str, str]]:
+    """An equation's name and parameters; those of operations that have several names are the same."""
+    name, params = equation.name, equation.params
+    if name in ("expand_dims", "squeeze") or (name == "reshape" and params.get("dimensions") is None):
+        return "reshape", {}  # the result's shape tells all
+    if name == "integer_pow" and params.get("y") == 2:
+        return "square", {}
+    return name, {key: str(_plain(value)) for key, value in params.items()}
+
+
+def _plain(value: Any) -> Any:
+    """Numbers as Python has them: `jax.vmap` leaves NumPy's among axes."""
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return value.item() if isinstance(value, np.integer) else value

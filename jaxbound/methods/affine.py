@@ -132,9 +132,8 @@ def _between_lines(
     def image(parts: Sequence[Interval]) -> Interval:
         sides = []
         for k, (slopes, _) in enumerate(relaxation):
-            rising = apply(tuple(jnp.maximum(s, 0) for s in slopes), *(part[k] for part in parts))
-            falling = apply(tuple(jnp.minimum(s, 0) for s in slopes), *(part[1 - k] for part in parts))
-            sides.append(rising + falling)
+            rising, falling = rule.split(slopes)
+            sides.append(apply(rising, *(part[k] for part in parts)) + apply(falling, *(part[1 - k] for part in parts)))
         return Interval(*sides)
 
     intercepts = (0 if side.intercept is None else side.intercept for side in relaxation)

@@ -218,7 +218,8 @@ def _unstable(found: _Walk, equation: Equation) -> float | None:
 
 def _is_elementwise(lines: Relaxation) -> bool:
     """Whether every element has slopes of its own."""
-    return all(np.shape(slope) == np.shape(lines.upper.intercept) for side in lines for slope in side.slopes)
+    shape = np.shape(lines.upper.intercept)
+    return all([np.shape(x) for x in jax.tree.leaves(slope)] == [shape] for side in lines for slope in side.slopes)
 
 
 def _differ(lower: Affine, upper: Affine) -> Any:

@@ -1,7 +1,6 @@
 """Loss fusion: the cross-entropy itself is bounded, by one backward pass whatever the number of classes."""
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,6 +14,7 @@ from jaxbound.methods.interval import Propagation, linear_tail, propagate
 from jaxbound.methods.problem import Problem, prepare
 from jaxbound.methods.replay import choose_lines, lower_rows
 from jaxbound.rules.relaxation import settled
+from jaxbound.rules.softmax import mean_decay
 from jaxbound.sets import Array, Ball, Interval, Set, midpoint, radius
 from jaxbound.specs import checked_label
 
@@ -118,19 +118,10 @@ def _sum_of_chords(
     problem: Problem, propagation: Propagation, margins: Interval, *, largest: Array, label: Array
 ) -> Array:
     """Upper bound of the sum of exp(-d - top) over all classes, by the chords through their largest values."""
-    slopes = largest * _mean_decay(margins.upper - margins.lower)  # how fast each chord falls
+    slopes = largest * mean_decay(margins.upper - margins.lower)  # how fast each chord falls
     row = jnp.sum(slopes) * jax.nn.one_hot(label, slopes.size, dtype=slopes.dtype) - slopes
     lowest = lower_rows(problem.program, propagation.relaxations, problem.sets, [row[None]])[0]
     # The terms may cancel almost all of each other, and a logarithm is to follow: rounding may not make that unsound.
     size = jnp.sum(largest + slopes * (jnp.abs(margins.lower) + jnp.abs(margins.upper)))
     slack = jax.lax.stop_gradient(32 * jnp.finfo(size.dtype).eps * size)
     return jnp.sum(largest + slopes * margins.lower) - lowest + slack
-
-
-def _mean_decay(width: Array) -> Array:
-    """The mean of exp(-t) for t in [0, width], (1 - exp(-width)) / width, as exact on a point as elsewhere."""
-    few = math.sqrt(math.sqrt(jnp.finfo(width.dtype).eps))
-    narrow = jnp.abs(width) < few
-    series = 1 - width / 2 * (1 - width / 3 * (1 - width / 4))
-    wide = jnp.where(narrow, 1, width)
-    return jnp.where(narrow, series, -jnp.expm1(-wide) / wide)

@@ -70,7 +70,7 @@ class Node:
 
         def part(first: Affine, last: Affine, own: Affine) -> Array:
             low, high, slope = (side.slopes[0] for side in (first, last, own))
-            if jnp.shape(slope) != shape:
+            if [x.shape for x in jax.tree.leaves(slope)] != [shape]:
                 return none
             differ = jnp.isfinite(high - low) & (high != low)
             return jnp.where(differ, jnp.clip((slope - low) / jnp.where(differ, high - low, 1), 0, 1), 0.5)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
+from jaxbound.methods.composites import recognized
 from jaxbound.program import Equation, Program, same_program
 from jaxbound.rules.activations import named
 from jaxbound.rules.registry import Rule, UnsupportedError, lookup
@@ -99,7 +100,7 @@ def prepare(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Problem:
     for shape in jax.tree.leaves(output):
         if not jnp.issubdtype(shape.dtype, jnp.floating):
             raise TypeError(f"the function must return a pytree of float arrays to be bounded, got {shape.dtype}")
-    program = program.specialize([None] * len(inputs))
+    program = recognized(program, _recognize).specialize([None] * len(inputs))
     single = len(args) == 1 and not kwargs
     return Problem(program, sets, output, arguments, positions, single)
 

@@ -51,6 +51,18 @@ def named(name: str) -> Named | None:
     return _NAMED.get(name)
 
 
+def whole(fn: Callable, name: str, rule: Nonlinear) -> Callable:
+    """The function as a call of this name, which every bound keeps whole and bounds by the rule."""
+
+    @functools.wraps(fn)
+    def call(*args: Array) -> Array:
+        return fn(*args)
+
+    call.__name__ = name
+    _NAMED[name] = Named(fn, rule)
+    return jax.jit(call)
+
+
 def atomic(fn: Callable, rule: Elementwise) -> Callable:
     """Gives an elementwise function a rule of its own, in place of those of the primitives that it is made of.
 
@@ -76,16 +88,9 @@ def atomic(fn: Callable, rule: Elementwise) -> Callable:
       >>> jaxbound.ibp(bounded_cube)(jaxbound.Interval(jnp.array(-1.0), jnp.array(2.0)))
       Interval(lower=Array(-1., dtype=float32), upper=Array(8., dtype=float32))
     """
-
-    @functools.wraps(fn)
-    def call(*args: Array) -> Array:
-        return fn(*args)
-
-    label = getattr(fn, "__name__", "function")
-    call.__name__ = f"atomic_{label}_{next(_COUNTER)}"
-    whole = Nonlinear(lambda *x, **_: rule.interval(*x), lambda *x, **_: rule.relax(*x))
-    _NAMED[call.__name__] = Named(fn, whole)
-    return functools.wraps(fn)(jax.jit(call))
+    name = f"atomic_{getattr(fn, '__name__', 'function')}_{next(_COUNTER)}"
+    bounded = Nonlinear(lambda *x, **_: rule.interval(*x), lambda *x, **_: rule.relax(*x))
+    return functools.wraps(fn)(whole(fn, name, bounded))
 
 
 # Rules of the activations of jax.nn that arrive by name.

@@ -6,6 +6,8 @@ import operator
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax.numpy as jnp
+
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval
 
@@ -74,6 +76,11 @@ def elementwise(slopes: Sequence[Array], *operands: Array, **_: Any) -> Array:
     return functools.reduce(operator.add, (s * x for s, x in zip(slopes, operands, strict=True)))
 
 
+def by_sign(slopes: Sequence[Array]) -> tuple[Sequence[Array], Sequence[Array]]:
+    """How most rules split slopes into those through which the result grows with the operands, and falls."""
+    return tuple(jnp.maximum(s, 0) for s in slopes), tuple(jnp.minimum(s, 0) for s in slopes)
+
+
 @dataclasses.dataclass(frozen=True)
 class Nonlinear:
     """Anything else: an interval function and a relaxation.
@@ -85,6 +92,8 @@ class Nonlinear:
       operands: positions that may be sets; None for all.
       evaluate: (slopes, *set_operands, **params) -> the linear part of one side of the relaxation.
       freedom: (*operands, **params) -> the shape of each side of `free`; None for that of the result.
+      split: slopes -> two such, which sum to them: the nonnegative and the nonpositive part, in any form that
+        `evaluate` reads.
     """
 
     interval: Callable[..., Interval]
@@ -92,6 +101,7 @@ class Nonlinear:
     operands: tuple[int, ...] | None = None
     evaluate: Callable[..., Array] = elementwise
     freedom: Callable[..., tuple[int, ...]] | None = None
+    split: Callable[[Any], tuple[Any, Any]] = by_sign
 
     def accepts(self, mask: Sequence[bool]) -> bool:
         """Whether exactly the marked operands may be sets."""

@@ -9,7 +9,7 @@ from jax.test_util import check_grads
 
 import jaxbound
 from jaxbound import attacks, losses, relax
-from jaxbound.methods.fused import _mean_decay
+from jaxbound.rules.softmax import mean_decay
 from tests import soundness
 
 CLASSES, BATCH = 5, 3
@@ -269,7 +269,7 @@ def test_nothing_but_the_last_layer_grows_with_the_classes():
 
 def test_mean_decay(precision):
     width = jnp.concatenate([jnp.array([0.0, -1e-9]), jnp.logspace(-12, 2, 141)]).astype(float)
-    value, slope = jax.vmap(jax.value_and_grad(_mean_decay))(width)
+    value, slope = jax.vmap(jax.value_and_grad(mean_decay))(width)
     exact = np.asarray(width, np.longdouble)
     with np.errstate(invalid="ignore", divide="ignore"):
         mean = np.where(np.abs(exact) < 1e-5, 1 - exact / 2 + exact**2 / 6, -np.expm1(-exact) / exact)
@@ -277,4 +277,4 @@ def test_mean_decay(precision):
     tolerance = 1e-6 if precision == 32 else 1e-14
     np.testing.assert_allclose(value, mean.astype(float), rtol=tolerance)
     np.testing.assert_allclose(slope, change.astype(float), rtol=100 * np.sqrt(tolerance) * 1e-2, atol=1e-9)
-    assert _mean_decay(jnp.array(jnp.inf)) == 0
+    assert mean_decay(jnp.array(jnp.inf)) == 0
