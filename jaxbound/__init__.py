@@ -7,6 +7,7 @@ from jaxbound.methods.backward import crown, crown_ibp, linear_bounds
 from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
 from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
+from jaxbound.methods.locality import shared_rows, single_rows
 from jaxbound.rules.activations import Elementwise, atomic, ramp
 from jaxbound.rules.registry import UnsupportedError
 from jaxbound.rules.relaxation import Affine, Relaxation
@@ -53,6 +54,8 @@ __all__ = [
     "relaxed_crown",
     "runner_up_spec",
     "schedules",
+    "shared_rows",
+    "single_rows",
     "testing",
     "tightest",
     "worst_case_logits",

@@ -14,13 +14,15 @@ from jaxbound import relax
 from jaxbound.bounds import LinearBound, Planes
 from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, Tighten, interval_bounds, propagate
+from jaxbound.methods.locality import Sharing, shared_bounds, shared_rows
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval, valid_lower
-from jaxbound.methods.replay import choose_lines, lower_rows
+from jaxbound.methods.replay import Nodes, choose_lines, lower_rows
 from jaxbound.program import Program
 from jaxbound.rules.registry import Coefficient, Linear
 from jaxbound.sets import Array, Interval, Set, is_set, tightest
 
 Combine = Callable[[Interval, Interval], Interval]
+RowStrategy = Callable[[Program, Sequence[Set], Nodes], Sharing | None]
 
 
 def crown_ibp(
@@ -88,17 +90,21 @@ def crown(
     chunk: int = 512,
     sharding: jax.sharding.NamedSharding | None = None,
     combine: Combine = tightest,
+    rows: RowStrategy = shared_rows,
 ) -> Callable:
     """Turns a function into its full CROWN bounds: every intermediate bound by a backward pass of its own.
 
     Args:
       fn: a JAX function of one example, as for `ibp`.
       relu: the lines around ReLUs, one of `jaxbound.relax`.
-      chunk: how many rows (two for each neuron) go backwards at once; bounds the memory.
+      chunk: how many rows (two for each neuron, or for each group that shares one) go backwards at once; bounds the
+        memory.
       sharding: over which devices the rows of a chunk are spread, under `jax.jit`, such as
         `NamedSharding(mesh, PartitionSpec("model"))`: the memory of each device falls with their number. The mesh's
         axis is of the type `AxisType.Auto`.
       combine: (interval by propagation, interval by CROWN) -> the one used; `jaxbound.tightest` intersects them.
+      rows: which neurons go backwards together: `jaxbound.shared_rows`, those that read nothing in common, or
+        `jaxbound.single_rows`, each on its own. The bounds are the same.
 
     Returns:
       `bound(*args, spec=None, **kwargs)` as for `ibp`. Inside a loop (`jax.lax.scan`) the intermediate bounds are
@@ -121,7 +127,7 @@ def crown(
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        tighten = _tighten_by_crown(problem.program, problem.sets, parts, combine)
+        tighten = _tighten_by_crown(problem.program, problem.sets, parts, combine, rows)
         return _bounds(problem, propagate(problem.program, problem.sets, relu, tighten), spec, parts)
 
     return bound
@@ -255,7 +261,9 @@ def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, parts: 
     return jax.tree.map(ends, parts.map(bound, jnp.arange(2 * size)))
 
 
-def _tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine) -> Tighten:
+def _tighten_by_crown(
+    program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine, rows: RowStrategy
+) -> Tighten:
     region = dict(zip(program.inputs, sets, strict=True))
 
     def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:
@@ -264,8 +272,12 @@ def _tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, comb
         if _is_exact(cone) and all(isinstance(s, Interval) for s in inside):
             return box
         needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
-        shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-        found = unit_rows(lambda units: lower_rows(cone, needed, inside, [units]), shape, parts)
+        sharing = rows(cone, inside, needed)
+        if sharing is None:
+            shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
+            found = unit_rows(lambda units: lower_rows(cone, needed, inside, [units]), shape, parts)
+        else:
+            found = shared_bounds(cone, needed, inside, sharing=sharing, parts=parts)
         return valid_interval(*combine(box, found))
 
     return tighten
