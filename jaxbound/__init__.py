@@ -3,11 +3,13 @@
 from jaxbound import attacks, initializers, losses, regularizers, relax, rules, schedules, testing
 from jaxbound.adapters import per_example
 from jaxbound.bounds import LinearBound, Planes
-from jaxbound.methods.backward import crown, crown_ibp, crown_layer_bounds, linear_bounds
+from jaxbound.methods.backward import crown_ibp, linear_bounds
+from jaxbound.methods.crown import crown, crown_layer_bounds
 from jaxbound.methods.explain import Explanation, explain
 from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
 from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
+from jaxbound.methods.locality import shared_rows, single_rows
 from jaxbound.methods.optimized import Optimized, alpha_crown, optimized_lines
 from jaxbound.radii import certified_radius
 from jaxbound.rules.activations import Elementwise, atomic, ramp
@@ -64,6 +66,8 @@ __all__ = [
     "relaxed_crown",
     "runner_up_spec",
     "schedules",
+    "shared_rows",
+    "single_rows",
     "testing",
     "tightest",
     "worst_case_logits",

@@ -1,8 +1,8 @@
-"""Backward linear bounds: CROWN-IBP, full CROWN, and the coefficients themselves."""
+"""Backward linear bounds: CROWN-IBP, and the coefficients themselves."""
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -13,12 +13,10 @@ from jax.core import Tracer
 from jaxbound import relax
 from jaxbound.bounds import LinearBound, Planes
 from jaxbound.methods.chunks import Chunks, chunks
-from jaxbound.methods.interval import Propagation, Tighten, interval_bounds, propagate
-from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval, valid_lower
+from jaxbound.methods.interval import Propagation, interval_bounds, propagate
+from jaxbound.methods.problem import Problem, prepare, valid_interval, valid_lower
 from jaxbound.methods.replay import choose_lines, lower_rows
-from jaxbound.program import Program
-from jaxbound.rules.registry import Coefficient, Linear
-from jaxbound.sets import Array, Interval, Set, is_set, tightest
+from jaxbound.sets import Array, Interval, is_set
 
 Combine = Callable[[Interval, Interval], Interval]
 
@@ -73,108 +71,12 @@ def crown_ibp(
         if is_number(beta, 0):
             return interval_bounds(problem, propagate(problem.program, problem.sets), spec)
         propagation = propagate(problem.program, problem.sets, relu)
-        linear = _bounds(problem, propagation, spec, parts)
+        linear = bounds_of_walk(problem, propagation, spec, parts)
         if is_number(beta, 1):
             return linear
         return _mixed(beta, linear, interval_bounds(problem, propagation, spec))
 
     return bound
-
-
-def crown(
-    fn: Callable,
-    *,
-    relu: relax.ReluStrategy = relax.adaptive,
-    chunk: int = 512,
-    sharding: jax.sharding.NamedSharding | None = None,
-    combine: Combine = tightest,
-) -> Callable:
-    """Turns a function into its full CROWN bounds: every intermediate bound by a backward pass of its own.
-
-    Args:
-      fn: a JAX function of one example, as for `ibp`.
-      relu: the lines around ReLUs, one of `jaxbound.relax`.
-      chunk: how many rows (two for each neuron) go backwards at once; bounds the memory.
-      sharding: over which devices the rows of a chunk are spread, under `jax.jit`, such as
-        `NamedSharding(mesh, PartitionSpec("model"))`: the memory of each device falls with their number. The mesh's
-        axis is of the type `AxisType.Auto`.
-      combine: (interval by propagation, interval by CROWN) -> the one used; `jaxbound.tightest` intersects them.
-
-    Returns:
-      `bound(*args, spec=None, **kwargs)` as for `ibp`. Inside a loop (`jax.lax.scan`) the intermediate bounds are
-      interval bounds, started from CROWN bounds of what enters the loop.
-
-    Raises:
-      UnsupportedError, ValueError: as for `ibp`; also a chunk below 1, or a sharding that does not spread rows.
-
-    Example:
-      >>> def model(x):
-      ...     return jnp.array([1.0, -1.0]) @ jnp.maximum(jnp.array([[1.0, -1.0], [1.0, 1.0]]) @ x, 0.0)
-      >>> jaxbound.crown(model, chunk=64)(jaxbound.linf_ball(jnp.array([0.5, 0.25]), 0.125))
-      Interval(lower=Array(-0.75, dtype=float32), upper=Array(-0.25, dtype=float32))
-
-    References:
-      Zhang et al. 2018, arXiv:1811.00866.
-    """
-    parts = chunks(chunk, sharding)
-
-    @functools.wraps(fn)
-    def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
-        problem = prepare(fn, args, kwargs)
-        return _bounds(problem, crown_walk(problem, relu, parts, combine), spec, parts)
-
-    return bound
-
-
-def crown_layer_bounds(
-    fn: Callable,
-    *,
-    relu: relax.ReluStrategy = relax.adaptive,
-    chunk: int = 512,
-    sharding: jax.sharding.NamedSharding | None = None,
-    combine: Combine = tightest,
-) -> Callable:
-    """Turns a function into the intervals that its nonlinear operations meet, as full CROWN finds and uses them.
-
-    Args:
-      fn, relu, chunk, sharding, combine: as for `crown`.
-
-    Returns:
-      `layers(*args, spec=None, **kwargs)` as for `layer_bounds`: a dictionary with the same keys, and with a spec also
-      the lower bounds [S] that `crown` has for it, from one walk.
-
-    Raises:
-      UnsupportedError, ValueError: as for `crown`.
-
-    Example:
-      >>> def model(x):
-      ...     hidden = jnp.maximum(jnp.array([[1.0, 1.0], [1.0, -1.0]]) @ x, 0.0)
-      ...     return jnp.maximum(hidden[0] - 2 * hidden[1], 0.0)
-      >>> box = jaxbound.linf_ball(jnp.array([0.5, 0.25]), 0.125)
-      >>> for layers in (jaxbound.layer_bounds, jaxbound.crown_layer_bounds):
-      ...     print([float(end) for end in list(layers(model)(box).values())[1]])
-      [-0.5, 1.0]
-      [-0.25, 0.75]
-
-    References:
-      Zhang et al. 2018, arXiv:1811.00866.
-    """
-    parts = chunks(chunk, sharding)
-
-    @functools.wraps(fn)
-    def layers(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
-        problem = prepare(fn, args, kwargs)
-        propagation = crown_walk(problem, relu, parts, combine)
-        boxes = dict(propagation.layers)
-        return boxes if spec is None else (_bounds(problem, propagation, spec, parts), boxes)
-
-    return layers
-
-
-def crown_walk(problem: Problem, relu: relax.ReluStrategy, parts: Chunks, combine: Combine) -> Propagation:
-    """The interval walk in which every operand of a nonlinear equation gets CROWN bounds."""
-    tighten = _tighten_by_crown(problem.program, problem.sets, parts, combine)
-    return propagate(problem.program, problem.sets, relu, tighten)
 
 
 def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) -> Callable:
@@ -229,7 +131,7 @@ def linear_bounds(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive) ->
     return planes
 
 
-def _bounds(problem: Problem, propagation: Propagation, spec: Any, parts: Chunks) -> Any:
+def bounds_of_walk(problem: Problem, propagation: Propagation, spec: Any, parts: Chunks) -> Any:
     """The output's Intervals, or the lower bounds of a spec's rows."""
     rows = functools.partial(lower_rows, problem.program, propagation.relaxations, problem.sets)
     return bounds_by_rows(problem, rows, spec, parts)
@@ -303,33 +205,3 @@ def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, parts: 
         return Interval(values[0], -values[1])
 
     return jax.tree.map(ends, parts.map(bound, jnp.arange(2 * size)))
-
-
-def _tighten_by_crown(program: Program, sets: Sequence[Set], parts: Chunks, combine: Combine) -> Tighten:
-    region = dict(zip(program.inputs, sets, strict=True))
-
-    def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:
-        cone = program.cone([slot])
-        inside = [region[k] for k in cone.inputs]
-        if _is_exact(cone) and all(isinstance(s, Interval) for s in inside):
-            return box
-        needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
-        shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-        found = unit_rows(lambda units: lower_rows(cone, needed, inside, [units]), shape, parts)
-        return valid_interval(*combine(box, found))
-
-    return tighten
-
-
-def _is_exact(cone: Program) -> bool:
-    """Whether interval propagation through these equations is exact: a chain with at most one mixing of elements."""
-    is_open, mixing = cone.open_slots(), 0
-    for equation in cone.equations:
-        mask = [slot in is_open for slot in equation.inputs]
-        rule = None if equation.name == "scan" else rule_of(equation, mask)
-        if not isinstance(rule, Linear | Coefficient) or sum(mask) != 1:
-            return False
-        mixing += not rule.carries
-        if isinstance(rule, Linear) and not rule.carries:
-            return False
-    return mixing <= 1

@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound import relax
-from jaxbound.methods.backward import bounds_by_rows, crown_walk
+from jaxbound.methods.backward import bounds_by_rows
 from jaxbound.methods.chunks import chunks
+from jaxbound.methods.crown import crown_walk
 from jaxbound.methods.interval import Propagation
 from jaxbound.methods.problem import Problem, prepare, valid_lower
 from jaxbound.methods.replay import fixed_program, graft, lower_rows
 from jaxbound.rules.relaxation import Freedom
-from jaxbound.sets import Array, tightest
+from jaxbound.sets import Array
 
 # Label of a node -> what its lines were given, with the rows as leading axis.
 Freedoms = Mapping[str, Freedom]
@@ -156,7 +157,7 @@ def _optimizer(fn: Callable, ascent: Ascent, relu: relax.ReluStrategy, chunk: in
 
     def optimized(args: tuple, kwargs: Mapping[str, Any]) -> tuple[Problem, Callable]:
         problem = prepare(fn, args, kwargs)
-        propagation = crown_walk(problem, relu, parts, tightest)
+        propagation = crown_walk(problem, relu, parts=parts)
         return problem, lambda spec, free: _optimize(_Lines(problem, propagation, relu, spec), free, ascent)
 
     return optimized

@@ -21,13 +21,15 @@ import jax.numpy as jnp
 from jaxbound.bounds import lower_value, worst_input
 from jaxbound.methods.problem import rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
+from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set
 from jaxbound.tracing import mesh_axes
 
 # Per nonlinear equation, by its first result's slot: a relaxation, or for a scan such a mapping stacked over its steps.
 Nodes = Mapping[int, Any]
+# What constants are multiplied by: one. A scalar, or for each slot where a constant enters an array that broadcasts.
+Tap = Array | Mapping[int, Array]
 
 
 class Stage(NamedTuple):
@@ -58,8 +60,12 @@ def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: 
     fixed = jax.lax.stop_gradient
     coeffs, bias, signs = choose_lines(fixed_program(program), fixed(relaxations), fixed(list(sets)), fixed(list(spec)))
     value = lower_value(coeffs, bias, fixed(list(sets)))
-    rows = jax.vmap(functools.partial(_evaluate, program, relaxations, sets))(spec, coeffs, signs)
-    return valid_lower(graft(value, rows))
+
+    def evaluated(row: Sequence[Array], coeffs: Sequence[Array], signs: Nodes) -> Array:
+        outputs = evaluate(program, relaxations, sets, coeffs=coeffs, signs=signs)
+        return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
+
+    return valid_lower(graft(value, jax.vmap(evaluated)(spec, coeffs, signs)))
 
 
 def fixed_program(program: Program) -> Program:
@@ -81,18 +87,28 @@ def _graft_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> t
 
 
 def choose_lines(
-    program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]
-) -> tuple[list[Array], Array, Nodes]:
-    """Coefficients [S, *x.shape] per set, bias [S], and which line each row took, [S, ...] per nonlinear result."""
+    program: Program,
+    relaxations: Nodes,
+    sets: Sequence[Set],
+    spec: Sequence[Array],
+    *,
+    local: Mapping[int, tuple[int, ...]] | None = None,
+) -> tuple[list[Array], Any, Nodes]:
+    """Coefficients [S, *x.shape] per set, bias [S], and which line each row took, [S, ...] per nonlinear result.
+
+    With `local`, a shape for each of `constant_slots`, the bias is not summed over everything but comes as it enters
+    there: slot -> [S, *shape], summed over the axes along which the shape has a size of one.
+    """
     everything = [leaf for leaf in jax.tree.leaves((program.constants, relaxations, sets)) if mesh_axes(leaf)]
     inputs = [_varying(jnp.zeros_like(s.lower if isinstance(s, Interval) else s.center), everything) for s in sets]
     one = _varying(jnp.ones((), jnp.result_type(*spec)), everything)
+    tap = one if local is None else {slot: jnp.broadcast_to(one, shape) for slot, shape in local.items()}
     deltas = _each(relaxations, lambda r: _varying(jnp.zeros_like(r.upper.intercept), everything))
 
-    def affine(inputs: list[Array], one: Array, deltas: Nodes) -> list[Array]:
-        return replay(program, inputs, one, _paired(relaxations, deltas), _CHOOSE)
+    def affine(inputs: list[Array], tap: Tap, deltas: Nodes) -> list[Array]:
+        return replay(program, inputs, tap, _paired(relaxations, deltas), _CHOOSE)
 
-    outputs, pullback = jax.vjp(affine, inputs, one, deltas)
+    outputs, pullback = jax.vjp(affine, inputs, tap, deltas)
     rows = [_varying(row, out) for row, out in zip(spec, outputs, strict=True)]
     coeffs, bias, signs = jax.vmap(lambda row: pullback(row))(rows)
     return coeffs, bias, jax.tree.map(lambda ct: ct >= 0, signs)
@@ -106,18 +122,28 @@ def _varying(x: Array, others: Any) -> Array:
     return x
 
 
-def _evaluate(
-    program: Program,
-    relaxations: Nodes,
-    sets: Sequence[Set],
-    row: Sequence[Array],
-    coeffs: Sequence[Array],
-    signs: Nodes,
-) -> Array:
+def evaluate(
+    program: Program, relaxations: Nodes, sets: Sequence[Set], *, coeffs: Sequence[Array], signs: Nodes
+) -> list[Array]:
+    """The outputs at one row's worst input, with the lines that it chose."""
     worst = [worst_input(c, s) for c, s in zip(coeffs, sets, strict=True)]
-    one = jnp.ones((), jnp.result_type(*row))
-    outputs = replay(program, worst, one, _paired(relaxations, signs), _EVALUATE)
-    return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
+    return replay(program, worst, jnp.ones((), jnp.result_type(*worst)), _paired(relaxations, signs), _EVALUATE)
+
+
+def constant_slots(program: Program) -> list[int]:
+    """Where constants enter: the results of nonlinear equations, and of linear ones with a constant operand."""
+    is_open, slots = program.open_slots(), []
+    for equation in program.equations:
+        mask = [slot in is_open for slot in equation.inputs]
+        if equation.name != "stop_gradient" and _has_constant(rule_of(equation, mask), mask):
+            slots.extend(equation.outputs)
+    return slots
+
+
+def _has_constant(rule: Rule, mask: Sequence[bool]) -> bool:
+    if isinstance(rule, Linear):
+        return rule.offset or any(rule.is_linear_in(k) for k, flag in enumerate(mask) if not flag)
+    return isinstance(rule, Nonlinear)
 
 
 def _each(relaxations: Nodes, fn: Callable[[Relaxation], Any]) -> dict[int, Any]:
@@ -139,6 +165,7 @@ def _relaxed(
 ) -> Array:
     """Upper line forwards; backwards, positive cotangents through the lower and negative ones through the upper."""
     relaxation, delta = state
+    share = functools.partial(_product, shape=jnp.shape(one))
     shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
 
     @jax.custom_vjp
@@ -154,9 +181,9 @@ def _relaxed(
         down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](jnp.maximum(ct, 0))
         up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](jnp.minimum(ct, 0))
         if lower.intercept is None:
-            bias = _product(upper.intercept, jnp.minimum(ct, 0))
+            bias = share(upper.intercept, jnp.minimum(ct, 0))
         else:
-            bias = _product(lower.intercept, ct) + _product(upper.intercept - lower.intercept, jnp.minimum(ct, 0))
+            bias = share(lower.intercept, ct) + share(upper.intercept - lower.intercept, jnp.minimum(ct, 0))
         return None, bias.astype(one.dtype), *(a + b for a, b in zip(down, up, strict=True))
 
     node.defvjp(forward, backward)
@@ -180,8 +207,12 @@ _EVALUATE = Stage(_chosen, lambda rule, mask: rule.apply)
 # The program itself.
 
 
-def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes, stage: Stage) -> list[Array]:
+def replay(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, stage: Stage) -> list[Array]:
     """The outputs of a program at a stage, with the states of its nonlinear equations; linear in inputs and tap."""
+    local = isinstance(one, Mapping)
+
+    def at(slot: int) -> Array:
+        return one[slot] if isinstance(one, Mapping) else one
 
     def tap(slot: int, constant: Array) -> Array:
         copied = program.copies.get(slot)
@@ -199,12 +230,13 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
         if isinstance(rule, Nonlinear):
             apply = functools.partial(rule.evaluate, **rule_params(equation))
             open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
-            return [stage.nonlinear(apply, states[equation.outputs[0]], one, open_operands)]
-        if isinstance(rule, Linear) and rule.offset:
+            return [stage.nonlinear(apply, states[equation.outputs[0]], at(equation.outputs[0]), open_operands)]
+        if isinstance(rule, Linear) and (rule.offset or local and _has_constant(rule, mask)):
             constant = equation.apply(
                 *(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True))
             )
-            return [x + _tapped(c, one - 1) for x, c in zip(equation.apply(*operands), constant, strict=True)]
+            results = zip(equation.outputs, equation.apply(*operands), constant, strict=True)
+            return [x + _tapped(c, at(slot) - 1) for slot, x, c in results]
         if isinstance(rule, Linear):
             operands = [
                 x if flag or not rule.is_linear_in(k) else tap(equation.inputs[k], x)
@@ -218,18 +250,30 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
 
 
 def _tapped(constant: Array, one: Array) -> Array:
-    """constant * one, whose transpose is one matrix product for all rows."""
+    """constant * one; if that is a scalar, the transpose is one matrix product for all rows."""
     constant = jnp.asarray(constant)
+    if one.ndim:
+        return constant * one.astype(constant.dtype)
     return jnp.tensordot(constant, one.astype(constant.dtype), 0, precision=jax.lax.Precision.HIGHEST)
 
 
-def _product(x: Array, y: Array) -> Array:
-    """The sum of x * y, as a matrix product: plain sums of all nodes are fused into one by compilers, late and slow."""
+def _product(x: Array, y: Array, shape: tuple[int, ...]) -> Array:
+    """The sum of x * y over the axes along which the shape has a size of one, or all of them if it is ().
+
+    That is a matrix product: plain sums of all nodes are fused into one by compilers, late and slow.
+    """
+    if shape:
+        return summed_to(shape, x * y)
     return jnp.dot(x.ravel(), y.ravel(), precision=jax.lax.Precision.HIGHEST)
 
 
+def summed_to(shape: tuple[int, ...], x: Array) -> Array:
+    """The sum over the axes along which the shape has a size of one."""
+    return jnp.sum(x, [axis for axis, n in enumerate(shape) if n != x.shape[axis]], keepdims=True)
+
+
 def _replay_scan(
-    equation: Equation, operands: list[Array], mask: Sequence[bool], one: Array, states: Nodes, stage: Stage
+    equation: Equation, operands: list[Array], mask: Sequence[bool], one: Any, states: Nodes, stage: Stage
 ) -> Sequence[Array]:
     scan = Scan.of(equation)
     mask_consts, mask_carry, mask_slices = scan.split(scan.open_inputs(mask))

@@ -75,7 +75,7 @@ def mixing(interval: Callable[..., Interval], planes: Callable[..., tuple[Planes
         box, (below, above) = interval(x, *constants), planes(x, *constants)
         return Relaxation(_best(x, below, box.lower, 1), _best(x, above, box.upper, -1))
 
-    return Nonlinear(lambda x, *constants, **_: interval(x, *constants), relax, (0,), evaluate, _by_sign)
+    return Nonlinear(lambda x, *constants, **_: interval(x, *constants), relax, (0,), evaluate, split=_by_sign)
 
 
 def _best(x: Interval, planes: Planes, end: Array, sign: int) -> Affine:

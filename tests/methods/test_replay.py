@@ -11,7 +11,7 @@ from jaxbound import relax
 from jaxbound.bounds import lower_value
 from jaxbound.methods.interval import propagate
 from jaxbound.methods.problem import prepare
-from jaxbound.methods.replay import _evaluate, choose_lines, graft
+from jaxbound.methods.replay import choose_lines, constant_slots, evaluate, graft
 from tests import soundness
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -57,11 +57,36 @@ def test_coefficients_and_evaluation_agree(name):
         problem = prepare(FUNCTIONS[name], (box,), {})
         relaxations = propagate(problem.program, problem.sets, relax.adaptive).relaxations
         coeffs, bias, signs = choose_lines(problem.program, relaxations, problem.sets, spec)
-        evaluate = jax.vmap(lambda row, c, s: _evaluate(problem.program, relaxations, problem.sets, row, c, s))
-        return lower_value(coeffs, bias, problem.sets), evaluate(spec, coeffs, signs)
+
+        def value(row, coeffs, signs):
+            outputs = evaluate(problem.program, relaxations, problem.sets, coeffs=coeffs, signs=signs)
+            return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
+
+        return lower_value(coeffs, bias, problem.sets), jax.vmap(value)(spec, coeffs, signs)
 
     concretised, evaluated = both(box)
     np.testing.assert_allclose(concretised, evaluated, rtol=1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(FUNCTIONS.keys() - {"scan", "constant"}))
+def test_the_bias_is_the_sum_of_what_enters_where(name):
+    box = jaxbound.linf_ball(jnp.array([0.3, 0.8, 0.45, 0.6]), 0.1)
+    out = jax.eval_shape(FUNCTIONS[name], box.lower)
+    spec = [jnp.array(soundness.weights(3, *out.shape), float)]
+
+    @jax.jit
+    def both(box):
+        problem = prepare(FUNCTIONS[name], (box,), {})
+        program, sets = problem.program, problem.sets
+        relaxations = propagate(program, sets, relax.adaptive).relaxations
+        shapes = {slot: x.shape for eq in program.equations for slot, x in zip(eq.outputs, eq.shapes, strict=True)}
+        local = {slot: shapes[slot] for slot in constant_slots(program)}
+        _, parts, _ = choose_lines(program, relaxations, sets, spec, local=local)
+        assert all(part.shape == (3, *shapes[slot]) for slot, part in parts.items())
+        _, bias, _ = choose_lines(program, relaxations, sets, spec)
+        return bias, sum(part.reshape(3, -1).sum(axis=1) for part in parts.values())
+
+    np.testing.assert_allclose(*both(box), rtol=1e-12, atol=1e-13)
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
