@@ -60,14 +60,15 @@ def find(
     left = np.array([i for i in range(this.test.size) if i not in found])
     if not left.size:
         return None
-    examples = evaluate.Examples(this.test, this.placement)
+    examples, batch_size = evaluate.Examples(this.test, this.placement), min(batch_size, left.size)
 
     def batches(check: cascade.Check, chosen: np.ndarray, radius: float) -> Any:
         options = {"chosen": chosen, "batch_size": batch_size}
         program, _ = cascade.compiled(check, variables, examples, radius=radius, **options)
         return cascade.timed(examples.batches(program, title=name, **options))
 
-    once = min(s for *_, s in batches(cascade.bounded(this, bound), left[: 3 * batch_size], this.config.eval_radii[0]))
+    thrice = np.resize(left, 3 * batch_size)
+    once = min(s for *_, s in batches(cascade.bounded(this, bound), thrice, this.config.eval_radii[0]))
     fastest = np.inf
     for batch, radii, seconds in batches(searched(this, bound, halvings), left, 1.0):
         rows = zip(batch.tolist(), this.test.labels[batch].tolist(), radii["radius"].tolist(), strict=True)

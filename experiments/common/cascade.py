@@ -157,7 +157,8 @@ def compiled(
     check: Check, variables: Any, examples: evaluate.Examples, *, chosen: np.ndarray, batch_size: int, radius: float
 ) -> tuple[Callable[..., Any], float]:
     """A check as a function of a batch and its indices, and how many seconds it took to compile."""
-    indices, size = np.resize(chosen, examples.placement.filled(batch_size)), jnp.float32(radius)
+    indices = np.resize(chosen, examples.placement.filled(batch_size))
+    size = jnp.asarray(radius, jnp.result_type(float))
     began = time.perf_counter()
     program = check.lower(variables, examples.placement.take(examples.split, indices), size, indices).compile()
     return lambda batch, indices: program(variables, batch, size, indices), round(time.perf_counter() - began, 3)

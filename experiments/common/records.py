@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from experiments.common.files import replace_text
+from experiments.common.files import replace_text, writable_folder
 from experiments.common.flags import UserError
 
 
@@ -23,11 +23,11 @@ class Records:
       rows: the file's lines, in their order.
 
     Raises:
-      UserError: the file has other settings, or lines that are none.
+      UserError: the file has other settings, or lines that are none, or cannot be written.
     """
 
     def __init__(self, path: pathlib.Path, settings: Mapping[str, Any]):
-        self._path = path
+        self._path = writable_folder(str(path.parent)) / path.name
         text = path.read_bytes() if path.exists() else b""
         whole = text.rfind(b"\n") + 1
         header, *self.rows = [self._parsed(*pair) for pair in enumerate(text[:whole].splitlines(), 1)] or [None]
