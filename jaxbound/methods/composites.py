@@ -75,12 +75,13 @@ def _operands(composite: Composite, result: jax.ShapeDtypeStruct, over: Sum | No
 
 @functools.cache
 def _examples(composite: Composite, calls: Recognizer, dtype: Any) -> list[Program]:
-    """The reference for small shapes: of rows, of one row, of groups. All others have the names of one of these."""
-    sums = [Sum((1,), (3, 4)), Sum((0,), (4,)), Sum((0, 2), (3, 2, 2))] if composite.reduces else [None]
+    """The reference for small shapes: rows, columns, one row, groups. Others have the names of one of these."""
+    sums = [Sum((1,), (3, 4)), Sum((0,), (3, 4)), Sum((0,), (4,)), Sum((0, 2), (3, 2, 2))]
+    shapes = [(3, 4), (3, 4), (4,), (3, 4)]
     programs = []
-    for over in sums:
-        result = jax.ShapeDtypeStruct((4,) if over == Sum((0,), (4,)) else (3, 4), dtype)
-        programs.append(_traced(composite.reference, _operands(composite, result, over), over, calls))
+    for over, shape in zip(sums if composite.reduces else [None], shapes, strict=False):
+        operands = _operands(composite, jax.ShapeDtypeStruct(shape, dtype), over)
+        programs.append(_traced(composite.reference, operands, over, calls))
     return [program for program in programs if program is not None]
 
 

@@ -86,15 +86,10 @@ def _plane_above(x: Interval) -> tuple[Array, Array]:
     slopes, total = settled(slopes, total)
     leading = jax.nn.one_hot(jnp.argmax(x.lower, axis=-1), x.lower.shape[-1], dtype=x.lower.dtype)
     floor = jnp.max(x.lower, axis=-1, keepdims=True)
-    rest = jnp.sum(jnp.where(leading > 0, 0, jnp.exp(jnp.minimum(x.upper - floor, _log_largest(floor)))), axis=-1)
-    single = jnp.sum(leading * midpoint(x), axis=-1, keepdims=True) + jnp.log1p(rest[..., None])
+    excess = _lse(jnp.where(leading > 0, 0, x.upper - floor))
+    single = jnp.sum(leading * midpoint(x), axis=-1, keepdims=True) + excess
     (better,) = settled(single < top + jnp.log(total))
     return jnp.where(better, leading, slopes / total), jnp.where(better, single, top + jnp.log(total))
-
-
-def _log_largest(like: Array) -> float:
-    """Beyond it an exponential, summed over an axis, is infinite."""
-    return math.log(float(jnp.finfo(like.dtype).max)) - 32
 
 
 # The rules.

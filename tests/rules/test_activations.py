@@ -170,3 +170,37 @@ def test_derivatives_of_bounds_of_a_ramp(strategy, double):
         direction = jnp.asarray(np.random.default_rng(k).normal(size=arguments[k].shape))
         moved = [bound(*arguments[:k], arguments[k] + step * direction, *arguments[k + 1 :]) for step in (1e-6, -1e-6)]
         np.testing.assert_allclose((gradient * direction).sum(), (moved[0] - moved[1]) / 2e-6, rtol=1e-6)
+
+
+# GELU, recognised by its primitives.
+
+
+@pytest.mark.parametrize(
+    "approximate, minimum, inflection", [(True, -0.75246142, 1.4185040), (False, -0.7517915, 2**0.5)]
+)
+def test_shape_of_gelu(approximate, minimum, bend, double):
+    """The range and both lines on boxes around its minimum and its inflections are as tight as they can be."""
+
+    def fn(x):
+        return nn.gelu(x, approximate=approximate)
+
+    for center in (minimum, bend, -bend, 0.0, 5.0, -5.0):
+        for radius in (0.01, 0.5, 3.0):
+            region = soundness.box(center, radius)
+            x = jnp.linspace(*region, 20_001)
+            np.testing.assert_allclose(jaxbound.ibp(fn)(region), [fn(x).min(), fn(x).max()], atol=1e-7)
+            lower, upper = jaxbound.linear_bounds(fn)(region)
+            for gap in (fn(x) - lower.coeffs * x - lower.bias, upper.coeffs * x + upper.bias - fn(x)):
+                assert gap.min() >= -1e-12 and gap.min() < 1e-6
+
+
+@pytest.mark.parametrize("fn", [nn.gelu, nn.silu, jnp.tanh, nn.sigmoid])
+def test_finite_on_boxes_of_any_size(fn, precision):
+    bound = jax.jit(jaxbound.crown_ibp(fn))
+    for radius in (1e-8, 1e-4, 1.0, 30.0, 1e3):
+        region = soundness.box([0.0, 0.5, -3.0, 40.0], radius)
+        lower, upper = bound(region)
+        values = fn(soundness.point(region, jnp.asarray(soundness.units(region, 50), lower.dtype)))
+        slack = soundness.tolerance() * (1 + radius + 40)
+        assert np.isfinite([lower, upper]).all()
+        assert (values >= lower - slack).all() and (values <= upper + slack).all()

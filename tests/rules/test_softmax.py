@@ -1,0 +1,114 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import jaxbound
+from jaxbound.rules.softmax import logsumexp, others, softmax
+from tests import soundness
+
+W = soundness.weights(4, 4)
+CASES = {
+    "softmax": jax.nn.softmax,
+    "softmax_in_a_network": lambda x: W @ jax.nn.softmax((W @ x).reshape(2, 2), axis=0).ravel(),
+    "log_softmax": jax.nn.log_softmax,
+    "logsumexp": lambda x: jax.nn.logsumexp(x.reshape(2, 2), axis=1),
+    "softmax_of_one": lambda x: jax.nn.softmax(x[:, None]) * x[:, None],
+}
+METHODS = soundness.METHODS | {"lbp": jaxbound.lbp}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sound(name, double):
+    soundness.check(CASES[name], *soundness.boxes(4), methods=METHODS)
+
+
+@pytest.mark.parametrize("name", ["softmax_in_a_network", "logsumexp"])
+def test_sound_in_single_precision(name):
+    soundness.check(CASES[name], *soundness.boxes(4))
+
+
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_intervals_are_exact(name, double):
+    """Every element takes its extremes at corners."""
+    for region in soundness.boxes(4):
+        soundness.check_exact(CASES[name], region, methods={"ibp": jaxbound.ibp})
+
+
+def planes(fn, region):
+    return jax.jit(jaxbound.linear_bounds(fn))(region)
+
+
+@pytest.mark.parametrize("fn", [softmax, jax.nn.log_softmax, logsumexp])
+def test_no_point_is_outside_the_planes(fn, double):
+    """Where a gradient leads that looks for the largest violation."""
+    for region in soundness.boxes(4):
+        lower, upper = planes(fn, region)
+
+        def violation(x, lower=lower, upper=upper):
+            value = fn(x)
+            below, above = (side.coeffs @ x + side.bias for side in (lower, upper))
+            return jnp.ravel(jnp.maximum(below - value, value - above))
+
+        x = soundness.point(region, jnp.asarray(soundness.units(region, 64)))
+        step = jax.jit(jax.vmap(lambda x, violation=violation: jax.grad(lambda x: jnp.max(violation(x)))(x)))
+        for _ in range(30):
+            x = jnp.clip(x + 0.1 * (region.upper - region.lower) * jnp.sign(step(x)), *region)
+        assert jax.vmap(violation)(x).max() <= 1e-12
+
+
+def test_planes_touch_at_the_middle_of_a_small_box(double):
+    """To first order in its size they are the function's own tangent."""
+    x = jnp.array([0.3, -1.0, 2.0])
+    for fn in (softmax, jax.nn.log_softmax, logsumexp):
+        lower, upper = planes(fn, soundness.box(x, 1e-4))
+        for side in (lower, upper):
+            np.testing.assert_allclose(side.coeffs, jax.jacobian(fn)(x), atol=1e-3)
+        np.testing.assert_allclose(lower.coeffs @ x + lower.bias, upper.coeffs @ x + upper.bias, atol=1e-7)
+
+
+def test_a_dominating_element_is_the_maximum(double):
+    region = soundness.box([50.0, 0.0, 3.0], 2.0)
+    lower, upper = jaxbound.crown_ibp(lambda x: jax.nn.logsumexp(x) - x[0])(region)
+    assert 0 <= upper - lower < 1e-15
+    lower, upper = jaxbound.crown_ibp(jax.nn.softmax)(region)
+    np.testing.assert_allclose(lower, [1, 0, 0], atol=1e-15)
+    np.testing.assert_allclose(upper, [1, 0, 0], atol=1e-15)
+
+
+@pytest.mark.parametrize("radius", [1e-8, 1e-4, 1.0, 30.0, 1e3])
+@pytest.mark.parametrize("fn", [jax.nn.softmax, jax.nn.log_softmax, lambda x: jax.nn.logsumexp(x)[None]])
+def test_finite_and_sound_at_any_size_and_offset(fn, radius, precision):
+    """Also with a gradient; the offset is what rounding is relative to, so single precision takes smaller ones."""
+    bound = jax.jit(jaxbound.crown_ibp(fn))
+    sides = jax.jit(jax.grad(lambda region: sum(jnp.sum(end) for end in jaxbound.crown_ibp(fn)(region))))
+    for offset in (0.0, -300.0, 1e4 if precision == 64 else 30.0):
+        region = soundness.box(offset + jnp.array([0.0, 0.5, -1.0, 0.5]), radius)
+        lower, upper = bound(region)
+        values = jax.vmap(fn)(soundness.point(region, jnp.asarray(soundness.units(region, 50), lower.dtype)))
+        slack = soundness.tolerance() * (1 + abs(offset) + radius)
+        assert np.isfinite([lower, upper]).all() and np.isfinite(jax.tree.leaves(sides(region))).all()
+        assert (values >= lower - slack).all() and (values <= upper + slack).all()
+
+
+def test_infinite_boxes(double):
+    x = jaxbound.Interval(jnp.array([0.0, -jnp.inf, -1.0]), jnp.array([1.0, jnp.inf, 1.0]))
+    lower, upper = jaxbound.ibp(jax.nn.softmax)(x)
+    np.testing.assert_allclose(lower, 0, atol=1e-12)
+    np.testing.assert_allclose(upper[1], 1)
+    assert upper[0] < 1
+
+
+def test_sum_of_the_others():
+    x = jnp.array([[1e8, 1.0, 2.0], [3.0, 3.0, 0.5], [1.0, 2.0, -4.0]], jnp.float32)
+    np.testing.assert_array_equal(others(x), [[3, 1e8 + 2, 1e8 + 1], [3.5, 3.5, 6], [-2, -3, 3]])
+
+
+def test_attention_over_sets(double):
+    def attention(query, key, value):
+        return jax.nn.softmax(query @ key.T / 2) @ value
+
+    query, key, value = (soundness.weights(3, 2, seed=k) for k in range(3))
+    soundness.check(
+        attention, (soundness.box(query, 0.1), soundness.box(key, 0.2), soundness.box(value, 0.1)), count=50
+    )
