@@ -17,20 +17,28 @@ from tests.rules import (
     test_activations,
     test_arithmetic,
     test_convolution,
+    test_discrete,
+    test_indexing,
     test_piecewise,
     test_reduction,
+    test_selection,
     test_shape,
     test_smooth,
+    test_special,
 )
 
 RULES = (
     test_activations,
     test_arithmetic,
     test_convolution,
+    test_discrete,
+    test_indexing,
     test_piecewise,
     test_reduction,
+    test_selection,
     test_shape,
     test_smooth,
+    test_special,
 )
 
 

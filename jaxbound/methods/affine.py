@@ -17,7 +17,7 @@ import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value
 from jaxbound.methods.interval import linear_image
-from jaxbound.methods.problem import rule_of, rule_params
+from jaxbound.methods.problem import is_float, rule_of, rule_params
 from jaxbound.methods.replay import Nodes
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
@@ -84,13 +84,25 @@ def advance(program: Program, inputs: Sequence[AffinePair], relaxations: Nodes) 
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
         if equation.name == "scan":
             return _scan(equation, operands, mask, relaxations[equation.outputs[0]])
+        state, pairs = relaxations.get(equation.outputs[0]), [x for x in operands if isinstance(x, AffinePair)]
+        if isinstance(state, Mapping) or not any(map(is_float, equation.shapes)):
+            return _constants(equation, state or {}, pairs[0].coeffs.lower.shape[0])
         rule = rule_of(equation, mask)
         if not isinstance(rule, Nonlinear):
             return _linear(rule, equation, operands, mask)
-        pairs = [x for x, flag in zip(operands, mask, strict=True) if flag]
         return [_between_lines(rule, equation, pairs, relaxations[equation.outputs[0]])]
 
     return walk(program, inputs, handler)
+
+
+def _constants(equation: Equation, states: Nodes, count: int) -> list[AffinePair]:
+    """Results between constants; integers and booleans, through which no line goes, are nothing but their shape."""
+    pairs = []
+    for slot, shape in zip(equation.outputs, equation.shapes, strict=True):
+        coeffs = jnp.zeros((count, *shape.shape), shape.dtype)
+        ends = [side.intercept for side in states[slot]] if slot in states else [coeffs[0], coeffs[0]]
+        pairs.append(AffinePair(Interval(coeffs, coeffs), Interval(*ends)))
+    return pairs
 
 
 def _linear(
@@ -128,6 +140,8 @@ def _between_lines(
 ) -> AffinePair:
     """Both lines of a relaxation: positive slopes keep the sides of their operands, negative ones swap them."""
     apply = functools.partial(rule.evaluate, **rule_params(equation))
+    count = pairs[0].coeffs.lower.shape[0]
+    pairs = [pair for pair in pairs if is_float(pair.bias.lower)]
 
     def image(parts: Sequence[Interval]) -> Interval:
         sides = []
@@ -139,6 +153,9 @@ def _between_lines(
 
     intercepts = (0 if side.intercept is None else side.intercept for side in relaxation)
     bias = Interval(*(x + c for x, c in zip(image([pair.bias for pair in pairs]), intercepts, strict=True)))
+    if not pairs:
+        flat = jnp.zeros((count, *bias.lower.shape), bias.lower.dtype)
+        return AffinePair(Interval(flat, flat), bias)
     return AffinePair(jax.vmap(image)([pair.coeffs for pair in pairs]), bias)
 
 

@@ -19,14 +19,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
-from jaxbound.methods.problem import rule_of, rule_params, valid_lower
+from jaxbound.methods.problem import is_float, rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set
 from jaxbound.tracing import mesh_axes
 
-# Per nonlinear equation, by its first result's slot: a relaxation, or for a scan such a mapping stacked over its steps.
+# Per nonlinear equation, by its first result's slot: a relaxation; for a scan such a mapping stacked over its steps;
+# for what is known by intervals alone a mapping of its results' constant lines, by their slots.
 Nodes = Mapping[int, Any]
 
 
@@ -151,8 +152,10 @@ def _relaxed(
     def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
         lower, upper = relaxation
         origin = [_varying(jnp.zeros(shape.shape, shape.dtype), ct) for shape in shapes]
-        down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](jnp.maximum(ct, 0))
-        up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](jnp.minimum(ct, 0))
+        down, up = (), ()
+        if origin:
+            down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](jnp.maximum(ct, 0))
+            up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](jnp.minimum(ct, 0))
         if lower.intercept is None:
             bias = _product(upper.intercept, jnp.minimum(ct, 0))
         else:
@@ -193,13 +196,16 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
     def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
         if equation.name == "scan":
             return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], stage)
+        state = states.get(equation.outputs[0])
+        if isinstance(state, Mapping) or not any(map(is_float, equation.shapes)):
+            return _constants(equation, state or {}, one, stage)
         if equation.name == "stop_gradient":  # to `vjp` it is zero, to the bound it is the identity
             return operands
         rule = rule_of(equation, mask)
         if isinstance(rule, Nonlinear):
             apply = functools.partial(rule.evaluate, **rule_params(equation))
-            open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
-            return [stage.nonlinear(apply, states[equation.outputs[0]], one, open_operands)]
+            open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x)]
+            return [stage.nonlinear(apply, state, one, open_operands)]
         if isinstance(rule, Linear) and rule.offset:
             constant = equation.apply(
                 *(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True))
@@ -217,9 +223,23 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
     return [values[slot] if slot in is_open else tap(slot, values[slot]) for slot in program.outputs]
 
 
+def _constants(equation: Equation, states: Nodes, one: Array, stage: Stage) -> list[Array]:
+    """Results that are constants: floats have lines without slopes, and no line goes through integers or booleans."""
+
+    def nothing(*_: Any) -> float:
+        return 0.0
+
+    return [
+        stage.nonlinear(nothing, states[slot], one, []) if slot in states else jnp.zeros(shape.shape, shape.dtype)
+        for slot, shape in zip(equation.outputs, equation.shapes, strict=True)
+    ]
+
+
 def _tapped(constant: Array, one: Array) -> Array:
     """constant * one, whose transpose is one matrix product for all rows."""
     constant = jnp.asarray(constant)
+    if not is_float(constant):
+        return constant
     return jnp.tensordot(constant, one.astype(constant.dtype), 0, precision=jax.lax.Precision.HIGHEST)
 
 

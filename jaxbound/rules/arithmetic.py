@@ -8,14 +8,29 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.convolution import convolve, convolve_to_transpose
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
+from jaxbound.rules.discrete import as_box, extremes, integers
+from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Relaxation, choose, constant, convex, line
 from jaxbound.sets import Array, Interval, midpoint, radius
 
-register("neg", Linear((0,), signs=(-1,), carries=True))
-register("add", Linear(carries=True))
+
+def _sum(x: Any, y: Any, **_: Any) -> Interval:
+    x, y = as_box(x), as_box(y)
+    return Interval(x.lower + y.lower, x.upper + y.upper)
+
+
+def _negative(x: Any, **_: Any) -> Interval:
+    return Interval(-x.upper, -x.lower)
+
+
+def _difference(x: Any, y: Any, **_: Any) -> Interval:
+    return _sum(x, _negative(as_box(y)))
+
+
+register("neg", Linear((0,), signs=(-1,), carries=True), integers(_negative))
+register("add", Linear(carries=True), integers(_sum))
 register("add_any", Linear(carries=True))
-register("sub", Linear(signs=(1, -1), carries=True))
+register("sub", Linear(signs=(1, -1), carries=True), integers(_difference))
 
 
 # Products of two sets: McCormick's planes.
@@ -43,10 +58,10 @@ def mccormick(x: Interval, y: Interval) -> Relaxation:
 
 
 def _product(x: Any, y: Any, **_: Any) -> Interval:
-    return corners(x, y)
+    return corners(as_box(x), as_box(y))
 
 
-register("mul", Coefficient(carries=True), Nonlinear(_product, lambda x, y, **_: mccormick(x, y)))
+register("mul", Coefficient(carries=True), Nonlinear(_product, lambda x, y, **_: mccormick(x, y)), integers(_product))
 
 
 # Quotients: a set over a constant is linear, everything else goes through 1 / y.
@@ -73,7 +88,7 @@ def relax_reciprocal(y: Interval, **_: Any) -> Relaxation:
 
 
 def _quotient(x: Any, y: Interval, **_: Any) -> Interval:
-    return corners(_box(x), reciprocal_interval(y))
+    return corners(as_box(x), reciprocal_interval(y))
 
 
 def _relax_quotient(x: Any, y: Interval, **_: Any) -> Relaxation:
@@ -94,11 +109,17 @@ def _substituted(plane: Affine, lines: Relaxation) -> Affine:
     return Affine((a, b * slope), b * intercept + plane.intercept)
 
 
-def _box(x: Any) -> Interval:
-    return x if isinstance(x, Interval) else Interval(x, x)
+def _integer_quotient(x: Any, y: Array, **_: Any) -> Interval:
+    """Towards zero, by a constant; by zero it is unknown."""
+    ends = [jax.lax.div(end, y) for end in as_box(x)]
+    least, greatest = extremes(ends[0].dtype)
+    lower, upper = jnp.minimum(*ends), jnp.maximum(*ends)
+    return Interval(jnp.where(y == 0, least, lower), jnp.where(y == 0, greatest, upper))
 
 
-register("div", Coefficient((0,), carries=True), Nonlinear(_quotient, _relax_quotient))
+register(
+    "div", Coefficient((0,), carries=True), Nonlinear(_quotient, _relax_quotient), Enclosed(_integer_quotient, (0,))
+)
 
 
 # Contractions: linear with one set; with two, McCormick for every product.
