@@ -24,10 +24,11 @@ def of_linen(module, shape, **call):
 
 
 def of_nnx(make, shape, **call):
-    """An NNX module's function of one example, in inference."""
+    """An NNX module's function of one example, in inference; split, as for any transform of JAX."""
     module = make(nnx.Rngs(0))
     module.eval()
-    return (lambda x: module(x[None], **call)[0]), shape
+    graph, state = nnx.split(module)
+    return (lambda x: nnx.merge(graph, state, copy=True)(x[None], **call)[0]), shape
 
 
 def of_cell(module, shape):
@@ -44,9 +45,10 @@ def of_cell(module, shape):
 
 def of_nnx_cell(make, shape):
     """One step of an NNX cell from its initial carry."""
-    module = make(nnx.Rngs(0))
+    graph, state = nnx.split(make(nnx.Rngs(0)))
 
     def fn(x):
+        module = nnx.merge(graph, state, copy=True)
         return module(module.initialize_carry((1, *shape), nnx.Rngs(1)), x[None])
 
     return fn, shape

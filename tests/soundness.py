@@ -141,8 +141,8 @@ def observe(fn, args, coordinates, directions, gradient=jax.grad):
         return jnp.stack(found)
 
     values = jax.vmap(value)(*(jax.vmap(point, (None, 0))(s, c) for s, c in zip(regions, coordinates, strict=True)))
-    if any(isinstance(s, jaxbound.Ball) and s.clip is not None for s in regions):
-        return values  # the worst point known of such a set may lie outside it
+    if gradient is None or any(isinstance(s, jaxbound.Ball) and s.clip is not None for s in regions):
+        return values  # the worst point known of a clipped ball may lie outside it
     climbed = jax.vmap(climb)(directions)
     return jnp.concatenate([values, climbed.reshape(-1, values.shape[1])])
 
@@ -225,7 +225,7 @@ def check(fn, *examples, methods=None, count=200, finite=True, nested=True, grad
       count: random points for each example.
       finite: whether all bounds must be finite.
       nested: whether interval bounds must be nested.
-      gradient: finds slopes; `jax.jacfwd` goes through loops of unknown length too.
+      gradient: finds slopes; `jax.jacfwd` goes through loops of unknown length too. None for functions without any.
     """
     if methods is None:
         methods = METHODS if jax.config.jax_enable_x64 else {name: METHODS[name] for name in ("ibp", "crown_ibp")}

@@ -9,6 +9,8 @@ from tests import soundness
 W = soundness.weights(4, 4)
 TABLE = soundness.weights(4, 3)
 
+# Linear bounds of every kind know these by the same constants.
+METHODS = {name: soundness.METHODS[name] for name in ("ibp", "crown_ibp")}
 CASES = {
     "sort": lambda x: jnp.sort(W @ x) + jnp.sort(jnp.tanh(x).reshape(2, 2), axis=0).ravel(),
     "sort_integers": lambda x: jnp.sort((3 * x).astype(int)).astype(float),
@@ -30,12 +32,12 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_sound(name, double):
-    soundness.check(CASES[name], *soundness.boxes(4)[:3])
+    soundness.check(CASES[name], *soundness.boxes(4)[:3], methods=METHODS, gradient=None)
 
 
 def test_a_certain_order_is_exact():
     box = jaxbound.Interval(jnp.array([0.5, -2.0, 3.0, 1.0]), jnp.array([0.9, -1.0, 4.0, 2.5]))
-    for method in soundness.METHODS.values():
+    for method in METHODS.values():
         for fn in (jnp.argsort, lambda x: lax.top_k(-x, 4)[1]):
             order = method(lambda x, fn=fn: fn(x).astype(float))(box)
             np.testing.assert_array_equal(order, [[1, 0, 3, 2]] * 2)

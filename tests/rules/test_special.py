@@ -15,6 +15,7 @@ def within(x):
     return 0.95 * jax.nn.soft_sign(x)
 
 
+METHODS = {name: soundness.METHODS[name] for name in ("ibp", "crown_ibp")}
 CASES = {
     "asin": lambda x: jnp.arcsin(within(x)),
     "acos": lambda x: jnp.arccos(within(x)),
@@ -33,7 +34,7 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_sound(name, double):
-    soundness.check(CASES[name], *soundness.boxes(4)[:3])
+    soundness.check(CASES[name], *soundness.boxes(4)[:3], methods=METHODS)
 
 
 @pytest.mark.parametrize("name", ["tan", "asin", "atan2"])
