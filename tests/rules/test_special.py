@@ -34,10 +34,10 @@ CASES = {
 
 @pytest.mark.parametrize("name", CASES)
 def test_sound(name, double):
-    soundness.check(CASES[name], *soundness.boxes(4)[:3], methods=METHODS)
+    soundness.check(CASES[name], *soundness.boxes(4)[:2], methods=METHODS)
 
 
-@pytest.mark.parametrize("name", ["tan", "asin", "atan2"])
+@pytest.mark.parametrize("name", ["lgamma", "atan2"])
 def test_sound_in_single_precision(name):
     soundness.check(CASES[name], *soundness.boxes(4)[:2])
 
