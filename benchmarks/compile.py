@@ -1,4 +1,4 @@
-"""Seconds to trace and to compile bounds of residual networks, and how they grow with depth.
+"""CPU seconds to trace and to compile bounds of residual networks, and how they grow with depth.
 
 python -m benchmarks.compile --help
 """
@@ -62,7 +62,7 @@ class ResNet(nn.Module):
 
 
 class Times(NamedTuple):
-    """Seconds to trace and to compile, and the number of operations that XLA was given."""
+    """CPU seconds to trace and to compile, and the number of operations that XLA was given."""
 
     trace: float
     compile: float
@@ -78,11 +78,11 @@ def network(blocks: tuple[int, ...], width: int, size: int = 32) -> Callable[[ja
 
 def times(fn: Callable, *args: jax.Array) -> Times:
     """How long a function of arrays takes to compile."""
-    start = time.perf_counter()
+    start = time.process_time()
     lowered = jax.jit(lambda *args: fn(*args)).lower(*args)  # a new function: nothing is cached
-    traced = time.perf_counter()
+    traced = time.process_time()
     lowered.compile()
-    done = time.perf_counter()
+    done = time.process_time()
     return Times(traced - start, done - traced, sum(" = " in line for line in lowered.as_text().splitlines()))
 
 

@@ -233,7 +233,7 @@ def _evaluated(equation: Equation, operands: Sequence[Value]) -> list[Value]:
     return equation.apply(*operands)
 
 
-def _without_branches(equation: Equation, index: Value | None) -> tuple[list[Equation], dict[int, Value]]:
+def _without_branches(equation: Equation, index: Value) -> tuple[list[Equation], dict[int, Value]]:
     """The equations of the branch that a `cond` takes; of all, and a selection, where that is not known by now.
 
     Returns:

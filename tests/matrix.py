@@ -134,8 +134,10 @@ def cell(bound, box, values):
         return "UNSOUND"
     if not np.isfinite([lower, upper]).all():
         return "infinite"
-    sampled = np.mean(values.max(axis=0) - values.min(axis=0))
-    return f"{np.mean(upper - lower) / sampled:.2f}" if sampled > 0 else f"{np.mean(upper - lower):.3g} wide"
+    found, sampled = np.mean(upper - lower), np.mean(values.max(axis=0) - values.min(axis=0))
+    if sampled == 0:
+        return f"{found:.3g} wide" if found else "constant"
+    return f"{found / sampled:.2f}"
 
 
 def operator_rows(names, cases, done):

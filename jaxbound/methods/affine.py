@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value
+from jaxbound.methods.control import closed_results
 from jaxbound.methods.interval import linear_image
 from jaxbound.methods.problem import is_float, rule_of, rule_params
 from jaxbound.methods.replay import Nodes
 from jaxbound.program import Equation, Program, Scan, walk
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
+from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set, bounding_box
 
@@ -86,16 +87,19 @@ def advance(program: Program, inputs: Sequence[AffinePair], relaxations: Nodes) 
             return _scan(equation, operands, mask, relaxations[equation.outputs[0]])
         state, pairs = relaxations.get(equation.outputs[0]), [x for x in operands if isinstance(x, AffinePair)]
         if isinstance(state, Mapping) or not any(map(is_float, equation.shapes)):
-            return _constants(equation, state or {}, pairs[0].coeffs.lower.shape[0])
+            closed = closed_results(equation, operands, mask)
+            results = _constants(equation, state or {}, pairs[0].coeffs.lower.shape[0])
+            return [closed.get(slot, x) for slot, x in zip(equation.outputs, results, strict=True)]
         rule = rule_of(equation, mask)
-        if not isinstance(rule, Nonlinear):
-            return _linear(rule, equation, operands, mask)
-        return [_between_lines(rule, equation, pairs, relaxations[equation.outputs[0]])]
+        if isinstance(rule, Nonlinear):
+            return [_between_lines(rule, equation, pairs, relaxations[equation.outputs[0]])]
+        assert not isinstance(rule, Enclosed)  # its state is a mapping
+        return _linear(rule, equation, operands, mask)
 
     return walk(program, inputs, handler)
 
 
-def _constants(equation: Equation, states: Nodes, count: int) -> list[AffinePair]:
+def _constants(equation: Equation, states: Nodes, count: int) -> list[Any]:
     """Results between constants; integers and booleans, through which no line goes, are nothing but their shape."""
     pairs = []
     for slot, shape in zip(equation.outputs, equation.shapes, strict=True):

@@ -45,6 +45,16 @@ def constant_lines(equation: Equation, results: Sequence[Any]) -> dict[int, Rela
     return {slot: Relaxation(*(Affine((), end) for end in valid_interval(*box))) for slot, box in boxes.items()}
 
 
+def closed_results(equation: Equation, operands: Sequence[Any], mask: Sequence[bool]) -> dict[int, Array]:
+    """The results of an equation that depend on no set, by slot: a loop may have some."""
+    flags = equation.open_outputs(mask)
+    if all(flags):
+        return {}
+    types = zip(operands, equation.types, mask, strict=True)
+    results = equation.apply(*(jnp.zeros(kind.shape, kind.dtype) if flag else x for x, kind, flag in types))
+    return {slot: x for slot, x, flag in zip(equation.outputs, results, flags, strict=True) if not flag}
+
+
 def propagate_loop(equation: Equation, operands: list[Any], mask: Sequence[bool], propagate: Propagate) -> Loop:
     """Intervals through a loop."""
     if equation.name == "scan":

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
+from jaxbound.methods.control import closed_results
 from jaxbound.methods.problem import is_float, rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
@@ -198,7 +199,9 @@ def replay(program: Program, inputs: Sequence[Array], one: Array, states: Nodes,
             return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], stage)
         state = states.get(equation.outputs[0])
         if isinstance(state, Mapping) or not any(map(is_float, equation.shapes)):
-            return _constants(equation, state or {}, one, stage)
+            closed = closed_results(equation, operands, mask)
+            results = _constants(equation, state or {}, one, stage)
+            return [closed.get(slot, x) for slot, x in zip(equation.outputs, results, strict=True)]
         if equation.name == "stop_gradient":  # to `vjp` it is zero, to the bound it is the identity
             return operands
         rule = rule_of(equation, mask)

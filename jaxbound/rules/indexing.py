@@ -116,7 +116,7 @@ def _gather_interval(
     shape = jax.eval_shape(read, limits).lower
     least, greatest = extremes(shape.dtype)
     empty = Interval(jnp.full(shape.shape, greatest, shape.dtype), jnp.full(shape.shape, least, shape.dtype))
-    found, _ = jax.lax.scan(widen, empty, jnp.arange(math.prod(counts)))
+    found = jax.lax.scan(widen, empty, jnp.arange(math.prod(counts)))[0]
     if not fills:
         return found
     outside = jnp.any((first < 0) | (last > limits), axis=-1)

@@ -119,6 +119,21 @@ def test_a_number_of_steps_known_at_run_time(double):
         assert_same(linear(steps, box), expected)
 
 
+def test_results_of_a_loop_that_depend_on_no_set_are_constants(double):
+    def fn(steps, x):
+        step = lambda c: (c[0] + 1, 2 * c[1], jnp.tanh(W @ c[2]))  # noqa: E731
+        count, power, y = lax.while_loop(lambda c: c[0] < steps, step, (0, jnp.ones(()), x))
+        return y + power * x + count
+
+    box = soundness.boxes(4)[0]
+    for method in ALL_METHODS.values():
+        lower, upper = jax.jit(method(fn))(3, box)
+        # y lies between -1 and 1.
+        assert (lower >= 8 * box.lower + 2 - 1e-9).all() and (upper <= 8 * box.upper + 4 + 1e-9).all()
+        middle = fn(3, jaxbound.midpoint(box))
+        assert (lower <= middle).all() and (middle <= upper).all()
+
+
 def test_a_loop_that_does_not_settle_has_no_bounds(monkeypatch):
     monkeypatch.setattr(control, "_MOST_STEPS", 20)
     box = jaxbound.Interval(jnp.array([1.0]), jnp.array([2.0]))
