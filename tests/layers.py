@@ -23,12 +23,13 @@ def of_linen(module, shape, **call):
     return (lambda x: module.apply(variables, x[None], **call)[0]), shape
 
 
-def of_nnx(make, shape, **call):
+def of_nnx(make, shape, through=lambda call: call, **options):
     """An NNX module's function of one example, in inference; split, as for any transform of JAX."""
     module = make(nnx.Rngs(0))
     module.eval()
     graph, state = nnx.split(module)
-    return (lambda x: nnx.merge(graph, state, copy=True)(x[None], **call)[0]), shape
+    call = through(lambda module, x: module(x, **options))
+    return (lambda x: call(nnx.merge(graph, state, copy=True), x[None])[0]), shape
 
 
 def of_cell(module, shape):
@@ -133,7 +134,7 @@ def _nnx():
     yield "LinearGeneral", lambda: of_nnx(lambda r: nnx.LinearGeneral((2, 4), (2, 3), axis=(-2, -1), rngs=r), (2, 4))
     yield "Einsum", lambda: of_nnx(lambda r: nnx.Einsum("...a,ab->...b", (4, 5), rngs=r), (4,))
     yield "Embed", lambda: embedded(nnx.Embed(5, 4, rngs=nnx.Rngs(0)), TOKENS)
-    yield "LoRA", lambda: of_nnx(lambda r: nnx.LoRA(4, 2, 3, rngs=r), (4,))
+    yield "LoRA", lambda: of_nnx(lambda r: nnx.LoRA(4, 2, 3, b_initializer=nnx.initializers.ones, rngs=r), (4,))
     yield "LoRALinear", lambda: of_nnx(lambda r: nnx.LoRALinear(4, 3, lora_rank=2, rngs=r), (4,))
     for padding in ("SAME", "VALID", "CIRCULAR", "REFLECT"):
         yield f"Conv {padding}", lambda p=padding: of_nnx(lambda r: nnx.Conv(**conv, padding=p, rngs=r), IMAGE)
@@ -175,7 +176,7 @@ def _nnx():
         "Sequential",
         lambda: of_nnx(lambda r: nnx.Sequential(nnx.Linear(4, 3, rngs=r), nnx.relu, nnx.Linear(3, 2, rngs=r)), (4,)),
     )
-    yield "remat", lambda: of_nnx(lambda r: nnx.remat(nnx.Linear(4, 3, rngs=r)), (4,))
+    yield "remat", lambda: of_nnx(lambda r: nnx.Linear(4, 3, rngs=r), (4,), through=nnx.remat)
     yield from ((name, lambda f=fn, s=shape: (f, s)) for name, (fn, shape) in _functions(nnx).items())
 
 
