@@ -36,6 +36,7 @@ NOT_EMITTED = {
     "add_any": "only in derivatives that JAX takes while it traces; the same as `add`",
     "copy_p": "the name of `copy` in other releases of JAX",
     "log2": "other releases of JAX emit `log` and a quotient",
+    "le_to": "the total order of floats, where `lt_to` is not used",
     "lt_to": "the total order of floats, where `le_to` is not used",
     "one_minus_square": "the derivative of `tanh` in other releases of JAX",
     "device_put": "only where an array is moved while a function is traced",
