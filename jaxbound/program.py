@@ -1,9 +1,10 @@
 """Functions as flat programs: lists of first-order equations over numbered slots.
 
-`Program.specialize` evaluates what does not depend on a set, `cone` cuts out what an output depends on, `walk`
-interprets. `jaxbound.tracing` makes programs.
+`Program.specialize` evaluates what does not depend on a set and does away with branches, `cone` cuts out what an output
+depends on, `walk` interprets. `jaxbound.tracing` makes programs.
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -23,7 +24,7 @@ class Equation:
       name: the primitive's name, or the name of a recognised call.
       inputs, outputs: slots.
       params: the primitive's parameters; for a recognised call what the recogniser returned.
-      shapes: shape and dtype of every output.
+      types, shapes: shape and dtype of every input and of every output.
       apply: the operation itself, values -> list of values.
       source: the user's file and line, "file.py:12".
     """
@@ -32,14 +33,15 @@ class Equation:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     params: Mapping[str, Any]
+    types: tuple[jax.ShapeDtypeStruct, ...]
     shapes: tuple[jax.ShapeDtypeStruct, ...]
     apply: Callable[..., list[Value]]
     source: str
 
     def open_outputs(self, mask: Sequence[bool]) -> Sequence[bool]:
         """Which results depend on the operands marked in the mask."""
-        if self.name == "scan" and any(mask):
-            return Scan.of(self).open_outputs(mask)
+        if self.name in LOOPS and any(mask):
+            return LOOPS[self.name].of(self).open_outputs(mask)
         return [any(mask)] * len(self.outputs)
 
 
@@ -72,12 +74,7 @@ class Scan:
 
     def open_inputs(self, mask: Sequence[bool]) -> tuple[bool, ...]:
         """The mask, completed by the carries that come to depend on a set in a later step."""
-        mask = list(mask)
-        for _ in range(self.num_carry + 1):
-            marked = self.body.open_slots(mask)
-            for k in range(self.num_carry):
-                mask[self.num_consts + k] |= self.body.outputs[k] in marked
-        return tuple(mask)
+        return _completed(self.body, mask, range(self.num_consts, self.num_consts + self.num_carry))
 
     def open_outputs(self, mask: Sequence[bool]) -> tuple[bool, ...]:
         """Which results depend on the operands marked in the mask."""
@@ -85,6 +82,75 @@ class Scan:
         marked = self.body.open_slots(full)
         slices = (slot in marked for slot in self.body.outputs[self.num_carry :])
         return (*full[self.num_consts :][: self.num_carry], *slices)
+
+
+def _completed(body: "Program", mask: Sequence[bool], carries: range) -> tuple[bool, ...]:
+    """The mask of a loop's inputs, completed by the carries that come to depend on a set in a later step."""
+    flags = list(mask)
+    for _ in range(len(carries) + 1):
+        marked = body.open_slots(flags)
+        for slot, k in zip(body.outputs, carries, strict=False):
+            flags[k] |= slot in marked
+    return tuple(flags)
+
+
+@dataclasses.dataclass(frozen=True)
+class While:
+    """The parts of a while equation: operands are the predicate's constants, the body's, then initial carries.
+
+    Attributes:
+      num_predicate, num_body: how many constants of each.
+      predicate: (its constants, carries) -> one boolean.
+      body: (its constants, carries) -> carries.
+    """
+
+    num_predicate: int
+    num_body: int
+    predicate: "Program"
+    body: "Program"
+
+    @classmethod
+    def of(cls, equation: Equation) -> "While":
+        """The parts of a while equation."""
+        return cls(*equation.params["counts"], *equation.params["programs"])
+
+    def split(self, operands: Sequence[Value]) -> tuple[list[Value], list[Value], list[Value]]:
+        """The predicate's constants, the body's, carries."""
+        first, second = self.num_predicate, self.num_predicate + self.num_body
+        return list(operands[:first]), list(operands[first:second]), list(operands[second:])
+
+    def open_inputs(self, mask: Sequence[bool]) -> tuple[bool, ...]:
+        """The mask, completed by the carries that come to depend on a set; all do if the number of steps does."""
+        tests, consts, carries = self.split(mask)
+        full = _completed(self.body, (*consts, *carries), range(len(consts), len(consts) + len(carries)))
+        carries = full[self.num_body :]
+        depends = self.predicate.outputs[0] in self.predicate.open_slots((*tests, *carries))
+        return (*tests, *consts, *((True,) * len(carries) if depends else carries))
+
+    def open_outputs(self, mask: Sequence[bool]) -> tuple[bool, ...]:
+        """Which results depend on the operands marked in the mask."""
+        return self.open_inputs(mask)[self.num_predicate + self.num_body :]
+
+    def steps(self, operands: Sequence[Value | None]) -> int | None:
+        """How often the body runs, if that follows from the operands that are known (the others are None)."""
+        flags = self.open_inputs([x is None for x in operands])
+        tests, consts, carries = self.split([None if flag else x for x, flag in zip(operands, flags, strict=True)])
+        if self.predicate.outputs[0] in self.predicate.open_slots((*flags[: len(tests)], *flags[-len(carries) :])):
+            return None
+
+        def goes_on(state: tuple[Value, list[Value]]) -> Value:
+            return self.predicate.known_outputs([*tests, *state[1]])[0]
+
+        def step(state: tuple[Value, list[Value]]) -> tuple[Value, list[Value]]:
+            count, carries = state
+            results = self.body.known_outputs([*consts, *carries])
+            return count + 1, [None if x is None else y for x, y in zip(carries, results, strict=True)]
+
+        with jax.ensure_compile_time_eval():  # the values are known, though what surrounds this is being traced
+            return int(jax.lax.while_loop(goes_on, step, (0, carries))[0])
+
+
+LOOPS: Mapping[str, Any] = {"scan": Scan, "while": While}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,17 +175,27 @@ class Program:
         """Fixes the inputs whose value is not None and evaluates every equation that needs only those."""
         known = dict(self.constants)
         known |= {slot: value for slot, value in zip(self.inputs, values, strict=True) if value is not None}
-        rest, copies = [], dict(self.copies)
-        for equation in self.equations:
+        rest, copies, pending = [], dict(self.copies), collections.deque(self.equations)
+        while pending:
+            equation = pending.popleft()
             if all(slot in known for slot in equation.inputs):
-                results = equation.apply(*(known[slot] for slot in equation.inputs))
+                results = _evaluated(equation, [known[slot] for slot in equation.inputs])
                 known |= dict(zip(equation.outputs, results, strict=True))
                 if equation.name == "broadcast_in_dim":
                     copies[equation.outputs[0]] = equation
+            elif equation.name == "cond":
+                equations, constants = _without_branches(equation, known.get(equation.inputs[0]))
+                pending.extendleft(reversed(equations))
+                known |= constants
             else:
-                rest.append(equation)
+                rest.append(_counted(equation, known) if equation.name == "while" else equation)
         still_open = tuple(slot for slot in self.inputs if slot not in known)
         return Program(tuple(rest), known, still_open, self.outputs, copies)
+
+    def known_outputs(self, values: Sequence[Value | None]) -> list[Value | None]:
+        """The results that follow from the inputs whose value is not None; None for the others."""
+        known = self.specialize(values).constants
+        return [known.get(slot) for slot in self.outputs]
 
     def cone(self, outputs: Iterable[int], cut: Iterable[int] = ()) -> "Program":
         """The part that the given outputs depend on; the slots in `cut` become inputs."""
@@ -143,6 +219,72 @@ class Program:
         return frozenset(marked)
 
 
+# Branches and loops, as they are once what is known of them is known.
+
+
+def _is_concrete(value: Value | None) -> bool:
+    return value is not None and not isinstance(value, Tracer)
+
+
+def _evaluated(equation: Equation, operands: Sequence[Value]) -> list[Value]:
+    """The results of an equation; a number that is only converted stays known while the program is traced."""
+    if equation.name == "convert_element_type" and _is_concrete(operands[0]) and np.ndim(operands[0]) == 0:
+        return [np.asarray(operands[0], equation.shapes[0].dtype)]
+    return equation.apply(*operands)
+
+
+def _without_branches(equation: Equation, index: Value) -> tuple[list[Equation], dict[int, Value]]:
+    """The equations of the branch that a `cond` takes; of all, and a selection, where that is not known by now.
+
+    Returns:
+      The equations, whose results are those of the `cond`, and the values of the branches' constants.
+    """
+    branches: Sequence[Program] = equation.params["programs"]
+    if _is_concrete(index):
+        branches = branches[int(index) :][:1]
+    equations: list[Equation] = []
+    constants: dict[int, Value] = {}
+    found = []
+    for branch in branches:
+        outer = dict(zip(branch.inputs, equation.inputs[1:], strict=True))
+        for each in branch.equations:
+            equations.append(dataclasses.replace(each, inputs=tuple(outer.get(slot, slot) for slot in each.inputs)))
+        constants |= branch.constants
+        found.append([outer.get(slot, slot) for slot in branch.outputs])
+    for slot, shape, *cases in zip(equation.outputs, equation.shapes, *found, strict=True):
+        if len(cases) == 1:
+            parts, types = {"name": "copy", "apply": lambda x: [x]}, (shape,)
+        else:
+            parts, types = {"name": "select_n", "apply": lambda *x: [jax.lax.select_n(*x)]}, ()
+            cases, types = [equation.inputs[0], *cases], (equation.types[0], *[shape] * len(cases))
+        equations.append(
+            dataclasses.replace(
+                equation, inputs=tuple(cases), outputs=(slot,), types=types, shapes=(shape,), params={}, **parts
+            )
+        )
+    return equations, constants
+
+
+def _counted(equation: Equation, known: Mapping[int, Value]) -> Equation:
+    """A `while` as a loop of a fixed number of steps, if that is known by now."""
+    loop = While.of(equation)
+    values = [known.get(slot) for slot in equation.inputs]
+    values = [x if _is_concrete(x) else None for x in values]
+    tests, rest = values[: loop.num_predicate], slice(loop.num_predicate, None)
+    steps = None if any(x is None for x in tests) else loop.steps(values)
+    if steps is None:
+        return equation
+    options = {"length": steps, "reverse": False, "unroll": 1}
+    return dataclasses.replace(
+        equation,
+        name="scan",
+        inputs=equation.inputs[rest],
+        types=equation.types[rest],
+        params={"counts": (loop.num_body, len(equation.outputs)), "body": loop.body, **options},
+        apply=lambda *operands: equation.apply(*tests, *operands),
+    )
+
+
 Handler = Callable[[Equation, list[Value], tuple[bool, ...]], Sequence[Value]]
 
 
@@ -161,57 +303,3 @@ def walk(program: Program, inputs: Sequence[Value], handler: Handler) -> Mapping
         results = handler(equation, operands, mask) if any(mask) else equation.apply(*operands)
         values |= dict(zip(equation.outputs, results, strict=True))
     return values
-
-
-def same_program(first: Program, second: Program) -> bool:
-    """Whether two programs are the same but for the numbering of their slots."""
-    if len(first.equations) != len(second.equations) or len(first.inputs) != len(second.inputs):
-        return False
-    renamed: dict[int, int] = dict(zip(second.inputs, first.inputs, strict=True))
-
-    def matches(mine: int, theirs: int) -> bool:
-        if mine in first.constants and theirs in second.constants:
-            return same_value(first.constants[mine], second.constants[theirs])
-        return renamed.get(theirs) == mine
-
-    for a, b in zip(first.equations, second.equations, strict=True):
-        if not (same_step(a, b) and all(map(matches, a.inputs, b.inputs))):
-            return False
-        renamed |= dict(zip(b.outputs, a.outputs, strict=True))
-    return all(map(matches, first.outputs, second.outputs))
-
-
-def same_step(a: Equation, b: Equation) -> bool:
-    """Whether two equations do the same to their operands."""
-    return len(a.inputs) == len(b.inputs) and a.shapes == b.shapes and _form(a) == _form(b)
-
-
-def same_value(a: Value, b: Value) -> bool:
-    """Whether two constants are known to be the same."""
-    if any(isinstance(x, Tracer) for x in (a, b)):
-        return a is b
-    a, b = np.asarray(a), np.asarray(b)
-    return a.shape == b.shape and bool(np.all((a == b) | ((a != a) & (b != b))))
-
-
-def same_name(a: Equation, b: Equation) -> bool:
-    """Whether two equations do the same kind of thing, whatever the shapes."""
-    names = ["reshape" if name == "broadcast_in_dim" else name for name in (_form(a)[0], _form(b)[0])]
-    return len(a.inputs) == len(b.inputs) and names[0] == names[1]
-
-
-def _form(equation: Equation) -> tuple[str, dict[str, str]]:
-    """An equation's name and parameters; those of operations that have several names are the same."""
-    name, params = equation.name, equation.params
-    if name in ("expand_dims", "squeeze") or (name == "reshape" and params.get("dimensions") is None):
-        return "reshape", {}  # the result's shape tells all
-    if name == "integer_pow" and params.get("y") == 2:
-        return "square", {}
-    return name, {key: str(_plain(value)) for key, value in params.items()}
-
-
-def _plain(value: Any) -> Any:
-    """Numbers as Python has them: `jax.vmap` leaves NumPy's among axes."""
-    if isinstance(value, tuple):
-        return tuple(map(_plain, value))
-    return value.item() if isinstance(value, np.integer) else value

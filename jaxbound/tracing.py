@@ -6,7 +6,7 @@
 import itertools
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -32,7 +32,7 @@ def trace(fn: Callable, args: Sequence[Value], recognize: Recognizer | None = No
 
 def flatten(closed: core.ClosedJaxpr, recognize: Recognizer | None = None) -> Program:
     """Inlines a closed jaxpr into a Program."""
-    return _Inliner(recognize).run(closed)
+    return _Inliner(recognize, itertools.count()).run(closed)
 
 
 # Where each call primitive keeps the program that it calls.
@@ -50,12 +50,19 @@ _CALLS = {
 }
 
 
+# Of two operands that are the same: no product of two independent factors, and what only NaN is.
+_OF_ITSELF: Mapping[str, tuple[str, Callable]] = {
+    "mul": ("square", lambda x: [x * x]),
+    "ne": ("is_nan", lambda x: [x != x]),
+}
+
+
 class _Inliner:
     """Builds one Program; holds the slot counter while it does."""
 
-    def __init__(self, recognize: Recognizer | None):
+    def __init__(self, recognize: Recognizer | None, slots: Iterator[int]):
         self.recognize = recognize
-        self.slots = itertools.count()
+        self.slots = slots
         self.equations: list[Equation] = []
         self.constants: dict[int, Value] = {}
 
@@ -90,14 +97,19 @@ class _Inliner:
             if params is None:
                 return self.inline(inner, inputs, source)
             return self.append(eqn, inputs, source, name=eqn.params["name"], params=params, fn=core.jaxpr_as_fun(inner))
-        if name == "mul" and inputs[0] == inputs[1]:  # no product of two independent factors
-            return self.append(eqn, inputs[:1], source, name="square", params={}, fn=lambda x: [x * x])
+        if name in _OF_ITSELF and inputs[0] == inputs[1]:
+            name, fn = _OF_ITSELF[name]
+            return self.append(eqn, inputs[:1], source, name=name, params={}, fn=fn)
         if name == "broadcast_in_dim" and eqn.invars[0].aval.size == eqn.outvars[0].aval.size:  # copies nothing
             name = "expand_dims"
         params = eqn.params
-        if name == "scan":
-            params = {**params, "body": flatten(params["jaxpr"], self.recognize), "counts": _scan_counts(eqn)}
+        if name in _PARTS:
+            params = {**params, **_PARTS[name](eqn, self.part)}
         return self.append(eqn, inputs, source, name=name, params=params, fn=_binder(eqn))
+
+    def part(self, closed: core.ClosedJaxpr) -> Program:
+        """A branch or a loop's body, with slots of its own."""
+        return _Inliner(self.recognize, self.slots).run(closed)
 
     def recognized(self, name: str | None, inner: Any, operands: Sequence[Any]) -> Mapping[str, Any] | None:
         if self.recognize is None or name is None:
@@ -106,8 +118,8 @@ class _Inliner:
 
     def append(self, eqn: Any, inputs: Any, source: str, *, name: str, params: Any, fn: Callable) -> Sequence[int]:
         outputs = tuple(next(self.slots) for _ in eqn.outvars)
-        shapes = tuple(_shape(var.aval) for var in eqn.outvars)
-        self.equations.append(Equation(name, tuple(inputs), outputs, params, shapes, fn, source))
+        types, shapes = (tuple(_shape(x.aval) for x in group) for group in (eqn.invars[: len(inputs)], eqn.outvars))
+        self.equations.append(Equation(name, tuple(inputs), outputs, params, types, shapes, fn, source))
         return outputs
 
 
@@ -128,6 +140,17 @@ def _scan_counts(eqn: Any) -> tuple[int, int]:
     carries = sum(len(x.aval.shape) == len(y.shape) for x, y in zip(eqn.outvars, inner.out_avals, strict=True))
     scanned = sum(len(x.aval.shape) > len(y.shape) for x, y in zip(eqn.invars, inner.in_avals, strict=True))
     return len(eqn.invars) - carries - scanned, carries
+
+
+# The programs inside an equation, and how its operands are divided among them.
+_PARTS: Mapping[str, Callable[[Any, Callable[[Any], Program]], Mapping[str, Any]]] = {
+    "scan": lambda eqn, part: {"body": part(eqn.params["jaxpr"]), "counts": _scan_counts(eqn)},
+    "cond": lambda eqn, part: {"programs": [part(branch) for branch in eqn.params["branches"]]},
+    "while": lambda eqn, part: {
+        "programs": [part(eqn.params[name]) for name in ("cond_jaxpr", "body_jaxpr")],
+        "counts": [eqn.params[name] for name in ("cond_nconsts", "body_nconsts")],
+    },
+}
 
 
 def _shape(aval: Any) -> jax.ShapeDtypeStruct:

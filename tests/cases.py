@@ -8,14 +8,21 @@ import numpy as np
 
 import jaxbound
 from tests import architectures, programs
+from tests.methods import test_control
 from tests.rules import (
     test_activations,
     test_arithmetic,
     test_convolution,
+    test_discrete,
+    test_indexing,
+    test_normalization,
     test_piecewise,
     test_reduction,
+    test_selection,
     test_shape,
     test_smooth,
+    test_softmax,
+    test_special,
 )
 from tests.soundness import flat
 
@@ -26,13 +33,19 @@ RULES = {
         test_activations,
         test_arithmetic,
         test_convolution,
+        test_discrete,
+        test_indexing,
+        test_normalization,
         test_piecewise,
         test_reduction,
+        test_selection,
         test_shape,
         test_smooth,
+        test_softmax,
+        test_special,
     )
     for name, fn in module.CASES.items()
-}
+} | {f"control.{name}": fn for name, fn in (test_control.BRANCHES | test_control.LOOPS).items()}
 
 
 def draw(seed, index):

@@ -122,7 +122,7 @@ def point(region, unit):
     return x if region.clip is None else jnp.clip(x, *region.clip)
 
 
-def observe(fn, args, coordinates, directions):
+def observe(fn, args, coordinates, directions, gradient=jax.grad):
     """Values [N, M] of a function at the given points of the sets, and where a gradient leads from their middles."""
     regions = sets_of(args)
 
@@ -134,15 +134,15 @@ def observe(fn, args, coordinates, directions):
         x = [point(s, jnp.full(bounding_box(s).lower.shape, 0.5 * isinstance(s, jaxbound.Interval))) for s in regions]
         found = [value(*x)]
         for rate in (0.5, 1.0, 1.0):
-            slopes = jax.grad(lambda arrays: direction @ value(*arrays))(x)
+            slopes = gradient(lambda arrays: direction @ value(*arrays))(x)
             targets = [worst_input(jnp.nan_to_num(g), s) for g, s in zip(slopes, regions, strict=True)]
             x = [a + rate * (b - a) for a, b in zip(x, targets, strict=True)]
             found.append(value(*x))
         return jnp.stack(found)
 
     values = jax.vmap(value)(*(jax.vmap(point, (None, 0))(s, c) for s, c in zip(regions, coordinates, strict=True)))
-    if any(isinstance(s, jaxbound.Ball) and s.clip is not None for s in regions):
-        return values  # the worst point known of such a set may lie outside it
+    if gradient is None or any(isinstance(s, jaxbound.Ball) and s.clip is not None for s in regions):
+        return values  # the worst point known of a clipped ball may lie outside it
     climbed = jax.vmap(climb)(directions)
     return jnp.concatenate([values, climbed.reshape(-1, values.shape[1])])
 
@@ -153,10 +153,10 @@ def observe(fn, args, coordinates, directions):
 class Subject:
     """A function and its bounds, compiled once for all arguments of the same shapes."""
 
-    def __init__(self, fn, methods=METHODS, seed=0):
+    def __init__(self, fn, methods=METHODS, seed=0, gradient=jax.grad):
         self.fn, self.methods, self.seed = fn, methods, seed
         self.bounds = jax.jit(lambda args: {name: ends(make(fn)(*args)) for name, make in methods.items()})
-        self.observe = jax.jit(functools.partial(observe, fn))
+        self.observe = jax.jit(functools.partial(observe, fn, gradient=gradient))
 
     def values(self, args, count):
         """Observed values [N, M] on the sets."""
@@ -214,7 +214,7 @@ def describe(outside, values, lower, upper):
     return f"output {k} takes {values[row, k]!r} outside [{lower[k]!r}, {upper[k]!r}]"
 
 
-def check(fn, *examples, methods=None, count=200, finite=True, nested=True):
+def check(fn, *examples, methods=None, count=200, finite=True, nested=True, gradient=jax.grad):
     """Holds a function's bounds against all that must be true of them.
 
     Args:
@@ -225,11 +225,12 @@ def check(fn, *examples, methods=None, count=200, finite=True, nested=True):
       count: random points for each example.
       finite: whether all bounds must be finite.
       nested: whether interval bounds must be nested.
+      gradient: finds slopes; `jax.jacfwd` goes through loops of unknown length too. None for functions without any.
     """
     if methods is None:
         methods = METHODS if jax.config.jax_enable_x64 else {name: METHODS[name] for name in ("ibp", "crown_ibp")}
     examples = [(e,) if is_set(e) else e for e in examples]
-    subject = Subject(fn, methods)
+    subject = Subject(fn, methods, gradient=gradient)
     bounds = [subject.check(args, count, finite)[0] for args in examples]
     subject.check_point(examples[0])
     if nested:

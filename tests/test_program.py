@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from jaxbound.program import Scan, same_program, walk
+from jaxbound.program import Scan, walk
+from jaxbound.sameness import same_program
 from jaxbound.tracing import trace
 
 X, W = jnp.array([0.5, -1.0, 2.0]), jnp.array([[1.0, 2.0, 0.0], [0.0, -1.0, 1.0], [3.0, 0.0, 1.0]])

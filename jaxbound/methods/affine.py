@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value
+from jaxbound.methods.control import closed_results
 from jaxbound.methods.interval import linear_image
-from jaxbound.methods.problem import rule_of, rule_params
+from jaxbound.methods.problem import is_float, rule_of, rule_params
 from jaxbound.methods.replay import Nodes
 from jaxbound.program import Equation, Program, Scan, walk
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
+from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set, bounding_box
 
@@ -84,13 +85,28 @@ def advance(program: Program, inputs: Sequence[AffinePair], relaxations: Nodes) 
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
         if equation.name == "scan":
             return _scan(equation, operands, mask, relaxations[equation.outputs[0]])
+        state, pairs = relaxations.get(equation.outputs[0]), [x for x in operands if isinstance(x, AffinePair)]
+        if isinstance(state, Mapping) or not any(map(is_float, equation.shapes)):
+            closed = closed_results(equation, operands, mask)
+            results = _constants(equation, state or {}, pairs[0].coeffs.lower.shape[0])
+            return [closed.get(slot, x) for slot, x in zip(equation.outputs, results, strict=True)]
         rule = rule_of(equation, mask)
-        if not isinstance(rule, Nonlinear):
-            return _linear(rule, equation, operands, mask)
-        pairs = [x for x, flag in zip(operands, mask, strict=True) if flag]
-        return [_between_lines(rule, equation, pairs, relaxations[equation.outputs[0]])]
+        if isinstance(rule, Nonlinear):
+            return [_between_lines(rule, equation, pairs, relaxations[equation.outputs[0]])]
+        assert not isinstance(rule, Enclosed)  # its state is a mapping
+        return _linear(rule, equation, operands, mask)
 
     return walk(program, inputs, handler)
+
+
+def _constants(equation: Equation, states: Nodes, count: int) -> list[Any]:
+    """Results between constants; integers and booleans, through which no line goes, are nothing but their shape."""
+    pairs = []
+    for slot, shape in zip(equation.outputs, equation.shapes, strict=True):
+        coeffs = jnp.zeros((count, *shape.shape), shape.dtype)
+        ends = [side.intercept for side in states[slot]] if slot in states else [coeffs[0], coeffs[0]]
+        pairs.append(AffinePair(Interval(coeffs, coeffs), Interval(*ends)))
+    return pairs
 
 
 def _linear(
@@ -128,6 +144,8 @@ def _between_lines(
 ) -> AffinePair:
     """Both lines of a relaxation: positive slopes keep the sides of their operands, negative ones swap them."""
     apply = functools.partial(rule.evaluate, **rule_params(equation))
+    count = pairs[0].coeffs.lower.shape[0]
+    pairs = [pair for pair in pairs if is_float(pair.bias.lower)]
 
     def image(parts: Sequence[Interval]) -> Interval:
         sides = []
@@ -138,6 +156,9 @@ def _between_lines(
 
     intercepts = (0 if side.intercept is None else side.intercept for side in relaxation)
     bias = Interval(*(x + c for x, c in zip(image([pair.bias for pair in pairs]), intercepts, strict=True)))
+    if not pairs:
+        flat = jnp.zeros((count, *bias.lower.shape), bias.lower.dtype)
+        return AffinePair(Interval(flat, flat), bias)
     return AffinePair(jax.vmap(image)([pair.coeffs for pair in pairs]), bias)
 
 

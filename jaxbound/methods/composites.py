@@ -13,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.program import Equation, Program, same_name, same_step, same_value
+from jaxbound.program import Equation, Program
 from jaxbound.rules.composites import COMPOSITES, Composite, Sum
+from jaxbound.sameness import same_name, same_step, same_value
 from jaxbound.tracing import Recognizer, trace
 
 _AFTER = 3  # how many steps may lead from a key primitive to the result

@@ -13,7 +13,7 @@ from jaxbound.methods.interval import Propagation, Tighten, propagate
 from jaxbound.methods.locality import RowStrategy, shared_bounds, shared_rows
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
 from jaxbound.methods.replay import lower_rows
-from jaxbound.program import Program
+from jaxbound.program import LOOPS, Program
 from jaxbound.rules.registry import Coefficient, Linear
 from jaxbound.sets import Interval, tightest
 
@@ -152,7 +152,7 @@ def _is_exact(cone: Program) -> bool:
     is_open, mixing = cone.open_slots(), 0
     for equation in cone.equations:
         mask = [slot in is_open for slot in equation.inputs]
-        rule = None if equation.name == "scan" else rule_of(equation, mask)
+        rule = None if equation.name in LOOPS else rule_of(equation, mask)
         if not isinstance(rule, Linear | Coefficient) or sum(mask) != 1:
             return False
         mixing += not rule.carries

@@ -14,7 +14,7 @@ from jax.core import Tracer
 from jaxbound import relax
 from jaxbound.methods.interval import layer_label, propagate
 from jaxbound.methods.problem import is_valid, prepare, rule_of
-from jaxbound.program import Equation, Program
+from jaxbound.program import LOOPS, Equation, Program
 from jaxbound.rules.registry import Linear, Nonlinear
 from jaxbound.rules.relaxation import Affine, Relaxation
 from jaxbound.sets import Array, Interval, Set
@@ -187,7 +187,7 @@ def _nodes(program: Program, found: _Walk) -> Iterator[Operation]:
         mask = [slot in is_open for slot in equation.inputs]
         if not any(mask):
             continue
-        rule = None if equation.name == "scan" else rule_of(equation, mask)
+        rule = None if equation.name in LOOPS else rule_of(equation, mask)
         if isinstance(rule, Linear) and rule.carries and sum(mask) == 1:
             continue
         bent = rule is None or isinstance(rule, Nonlinear)

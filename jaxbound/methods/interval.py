@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxbound.methods.control import as_interval, constant_lines, enclose, propagate_loop
 from jaxbound.methods.nodes import Node
-from jaxbound.methods.problem import Problem, prepare, rule_of, rule_params, valid_interval
+from jaxbound.methods.problem import Problem, is_float, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
-from jaxbound.program import Equation, Program, Scan, walk
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear
+from jaxbound.program import LOOPS, Equation, Program, walk
+from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear
 from jaxbound.sets import (
     Array,
     Ball,
@@ -38,7 +39,8 @@ class Propagation:
 
     Attributes:
       values: slot -> Interval, or Ball where an input is still one, or array where nothing depends on a set.
-      relaxations: first result's slot -> Relaxation (a mapping of stacked ones for a scan). Empty without `relu`.
+      relaxations: first result's slot -> Relaxation; for a scan a mapping of stacked ones, for what is known by
+        intervals alone a mapping from each result's slot to constant lines. Without `relu` none of the first kind.
       layers: label -> the Interval that a nonlinear equation met.
       cuts: the slots of all nonlinear results.
       nodes: result's slot -> Node, for what is neither linear nor a loop.
@@ -52,7 +54,7 @@ class Propagation:
 
     def boxes(self, slots: Sequence[int]) -> list[Interval]:
         """The values of some slots as Intervals."""
-        return [_as_interval(self.values[slot]) for slot in slots]
+        return [as_interval(self.values[slot]) for slot in slots]
 
 
 def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: Tighten | None = None) -> Propagation:
@@ -71,23 +73,23 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
     nodes: dict[int, Node] = {}
 
     def improved(slot: int, value: Any) -> Any:
-        if tighten is None or not is_set(value):
+        if tighten is None or not is_set(value) or not is_float(bounding_box(value).lower):
             return value
         if slot not in tightened:
             tightened[slot] = tighten(slot, bounding_box(value), relaxations)
         return tightened[slot]
 
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
-        if equation.name == "scan":
+        if equation.name in LOOPS:
             cuts.extend(equation.outputs)
             operands = [improved(slot, x) for slot, x in zip(equation.inputs, operands, strict=True)]
-            results, inner = _propagate_scan(equation, operands, mask, relu)
-            relaxations[equation.outputs[0]] = inner.relaxations
+            loop = propagate_loop(equation, operands, mask, functools.partial(propagate, relu=relu))
+            relaxations[equation.outputs[0]] = loop.relaxations
             prefix = layer_label(equation, len(layers))
-            layers.update({f"{prefix}/{name}": box for name, box in inner.layers.items()})
-            return results
+            layers.update({f"{prefix}/{name}": box for name, box in loop.layers.items()})
+            return loop.results
         rule = rule_of(equation, mask)
-        if not isinstance(rule, Nonlinear):
+        if not isinstance(rule, Nonlinear | Enclosed):
             return linear_image(rule, equation, operands, mask)
         cuts.extend(equation.outputs)
         operands = [
@@ -95,8 +97,12 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             for slot, x, flag in zip(equation.inputs, operands, mask, strict=True)
         ]
         label = layer_label(equation, len(layers))
-        for box in (x for x, flag in zip(operands, mask, strict=True) if flag):
+        for box in (x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x.lower)):
             layers[layer_label(equation, len(layers))] = box
+        if isinstance(rule, Enclosed):
+            results = enclose(rule, equation, operands)
+            relaxations[equation.outputs[0]] = constant_lines(equation, results)
+            return results
         result = rule.interval(*operands, **rule_params(equation))
         (slot,) = equation.outputs
         nodes[slot] = Node(rule, equation, operands, result, label)
@@ -110,10 +116,6 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
 def layer_label(equation: Equation, index: int) -> str:
     """The name of what a nonlinear equation meets: "index operation file.py:line"."""
     return f"{index:03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
-
-
-def _as_interval(value: Any) -> Interval:
-    return bounding_box(value) if is_set(value) else Interval(value, value)
 
 
 # Intervals through linear equations.
@@ -190,33 +192,6 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
     center = apply(x.center, weight)
     ball = Interval(center - reach, center + reach)
     return ball if x.clip is None else tightest(ball, through_box(bounding_box(x)))
-
-
-# Loops.
-
-
-def _propagate_scan(
-    equation: Equation, operands: list[Any], mask: Sequence[bool], relu: Any
-) -> tuple[Sequence[Any], Propagation]:
-    scan = Scan.of(equation)
-    flags = scan.open_inputs(mask)
-    operands = [_as_interval(x) if flag else x for x, flag in zip(operands, flags, strict=True)]
-    consts, carries, slices = scan.split(operands)
-    results_open = scan.open_outputs(mask)
-
-    def step(carry: list[Any], sliced: list[Any]) -> tuple[list[Any], tuple[list[Any], Any, Any]]:
-        arguments = (*consts, *carry, *sliced)
-        body = scan.body.specialize([None if flag else x for x, flag in zip(arguments, flags, strict=True)])
-        inner = propagate(body, [x for x, flag in zip(arguments, flags, strict=True) if flag], relu)
-        outputs = [
-            _as_interval(inner.values[slot]) if flag else inner.values[slot]
-            for slot, flag in zip(body.outputs, results_open, strict=True)
-        ]
-        rest = (outputs[scan.num_carry :], inner.relaxations, inner.layers)
-        return outputs[: scan.num_carry], rest
-
-    carries, (stacked, relaxations, layers) = jax.lax.scan(step, carries, slices, **scan.options)
-    return [*carries, *stacked], Propagation({}, relaxations, layers)
 
 
 # Public transforms.

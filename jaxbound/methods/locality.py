@@ -32,8 +32,8 @@ from jaxbound.bounds import worst_input
 from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.problem import rule_of, rule_params, valid_lower
 from jaxbound.methods.replay import Nodes, choose_lines, constant_slots, evaluate, fixed_program, graft, summed_to
-from jaxbound.program import Equation, Program
-from jaxbound.rules.registry import Coefficient, Nonlinear
+from jaxbound.program import LOOPS, Equation, Program
+from jaxbound.rules.registry import Coefficient, Enclosed, Nonlinear
 from jaxbound.sets import Array, Interval, Set
 
 _FEWEST_UNITS = 64  # fewer rows are not worth a look at the structure
@@ -282,11 +282,13 @@ def _structure(
     equation: Equation, mask: Sequence[bool], constants: Mapping[int, Any], relaxations: Nodes
 ) -> Callable[..., list[Array]] | None:
     """The equation as a function of its open operands that is linear with weights of one, up to a sign each."""
-    if equation.name == "scan":
+    if equation.name in LOOPS:
         return None
     if equation.name in _UNCHANGED:
         return lambda *operands: list(operands)
     rule = rule_of(equation, mask)
+    if isinstance(rule, Enclosed):
+        return None
     if isinstance(rule, Nonlinear):
         slopes = relaxations[equation.outputs[0]].upper.slopes
         ones = jax.tree.map(lambda slope: functools.partial(jnp.ones, slope.shape, slope.dtype), slopes)

@@ -10,9 +10,12 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbound.methods.composites import recognized
-from jaxbound.program import Equation, Program, same_program
+from jaxbound.methods.patterns import with_leaky_relus
+from jaxbound.program import Equation, Program
 from jaxbound.rules.activations import named
-from jaxbound.rules.registry import Rule, UnsupportedError, lookup
+from jaxbound.rules.discrete import extremes
+from jaxbound.rules.registry import Floats, Rule, UnsupportedError, lookup
+from jaxbound.sameness import same_program
 from jaxbound.sets import Array, Ball, Interval, Set, is_set
 from jaxbound.tracing import flatten, trace
 
@@ -101,6 +104,7 @@ def prepare(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Problem:
         if not jnp.issubdtype(shape.dtype, jnp.floating):
             raise TypeError(f"the function must return a pytree of float arrays to be bounded, got {shape.dtype}")
     program = recognized(program, _recognize).specialize([None] * len(inputs))
+    program = with_leaky_relus(program, _RULE)
     single = len(args) == 1 and not kwargs
     return Problem(program, sets, output, arguments, positions, single)
 
@@ -148,6 +152,8 @@ def _recognize(name: str, inner: Any, operands: Sequence[jax.ShapeDtypeStruct]) 
         template = jax.make_jaxpr(known.reference)(*operands)
     except TypeError:  # a call of this name with other operands is not the one we know
         return None
+    if not all(map(is_float, template.out_avals)):
+        return None
     return {_RULE: known.rule} if same_program(flatten(inner), flatten(template)) else None
 
 
@@ -158,14 +164,22 @@ def rule_of(equation: Equation, mask: Sequence[bool]) -> Rule:
       UnsupportedError: there is none.
     """
     own = equation.params.get(_RULE)
-    rule = own if own is not None and own.accepts(mask) else lookup(equation.name, mask, equation.source)
-    for shape in equation.shapes:
-        if not jnp.issubdtype(shape.dtype, jnp.floating):
-            raise UnsupportedError(
-                f"{equation.name!r} at {equation.source} turns values that depend on a set of inputs into "
-                f"{shape.dtype}, which has no bounds. Keep such values floating point, or compute it from constants."
-            )
-    return rule
+    if own is not None and own.accepts(mask):
+        return own
+    touched = [*(kind for kind, flag in zip(equation.types, mask, strict=True) if flag), *equation.shapes]
+    if any(jnp.issubdtype(kind.dtype, jnp.complexfloating) for kind in touched):
+        raise UnsupportedError(
+            f"cannot bound {equation.name!r} at {equation.source} by any method: complex numbers have no order, so no "
+            f"bounds. Write the function with real numbers (a discrete Fourier transform is two real matrix products)."
+        )
+    count = len(touched) - len(equation.shapes)
+    floats = Floats(all(map(is_float, touched[:count])), all(map(is_float, equation.shapes)))
+    return lookup(equation.name, mask, equation.source, floats)
+
+
+def is_float(x: Any) -> bool:
+    """Whether an array, or its shape and type, is of floating point numbers."""
+    return jnp.issubdtype(getattr(x, "dtype", None) or jnp.result_type(x), jnp.floating)
 
 
 def rule_params(equation: Equation) -> dict[str, Any]:
@@ -176,8 +190,12 @@ def rule_params(equation: Equation) -> dict[str, Any]:
 def valid_interval(lower: Array, upper: Array) -> Interval:
     """Turns invalid numbers into (-inf, inf): NaN, or lower > upper by more than rounding.
 
-    Ends that cross by rounding alone (both are right to that precision) change places.
+    Ends that cross by rounding alone (both are right to that precision) change places. Integers and booleans have all
+    values of their type where they cross.
     """
+    if not is_float(lower):
+        least, greatest = extremes(jnp.result_type(lower))
+        return Interval(jnp.where(lower <= upper, lower, least), jnp.where(lower <= upper, upper, greatest))
     valid = is_valid(lower, upper)
     low, high = jnp.minimum(lower, upper), jnp.maximum(lower, upper)
     return Interval(jnp.where(valid, low, -jnp.inf), jnp.where(valid, high, jnp.inf))

@@ -19,14 +19,16 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
-from jaxbound.methods.problem import rule_of, rule_params, valid_lower
+from jaxbound.methods.control import closed_results
+from jaxbound.methods.problem import is_float, rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Interval, Set
 from jaxbound.tracing import mesh_axes
 
-# Per nonlinear equation, by its first result's slot: a relaxation, or for a scan such a mapping stacked over its steps.
+# Per nonlinear equation, by its first result's slot: a relaxation; for a scan such a mapping stacked over its steps;
+# for what is known by intervals alone a mapping of its results' constant lines, by their slots.
 Nodes = Mapping[int, Any]
 # What constants are multiplied by: one. A scalar, or for each slot where a constant enters an array that broadcasts.
 Tap = Array | Mapping[int, Array]
@@ -178,8 +180,10 @@ def _relaxed(
     def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
         lower, upper = relaxation
         origin = [_varying(jnp.zeros(shape.shape, shape.dtype), ct) for shape in shapes]
-        down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](jnp.maximum(ct, 0))
-        up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](jnp.minimum(ct, 0))
+        down, up = (), ()
+        if origin:
+            down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](jnp.maximum(ct, 0))
+            up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](jnp.minimum(ct, 0))
         if lower.intercept is None:
             bias = share(upper.intercept, jnp.minimum(ct, 0))
         else:
@@ -214,29 +218,23 @@ def replay(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, s
     def at(slot: int) -> Array:
         return one[slot] if isinstance(one, Mapping) else one
 
-    def tap(slot: int, constant: Array) -> Array:
-        copied = program.copies.get(slot)
-        if copied is None:
-            return _tapped(constant, one)
-        # Tapped before it is copied, its share of the bias is first summed over the copies.
-        return copied.apply(_tapped(program.constants[copied.inputs[0]], one))[0]
+    tap = functools.partial(_tap, program, one)
 
     def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
         if equation.name == "scan":
             return _replay_scan(equation, operands, mask, one, states[equation.outputs[0]], stage)
+        state = states.get(equation.outputs[0])
+        if _is_constant(equation, state):
+            return _constants(equation, operands, mask, functools.partial(_constant, state or {}, at, stage))
         if equation.name == "stop_gradient":  # to `vjp` it is zero, to the bound it is the identity
             return operands
         rule = rule_of(equation, mask)
         if isinstance(rule, Nonlinear):
             apply = functools.partial(rule.evaluate, **rule_params(equation))
-            open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag]
-            return [stage.nonlinear(apply, states[equation.outputs[0]], at(equation.outputs[0]), open_operands)]
+            open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x)]
+            return [stage.nonlinear(apply, state, at(equation.outputs[0]), open_operands)]
         if isinstance(rule, Linear) and (rule.offset or local and _has_constant(rule, mask)):
-            constant = equation.apply(
-                *(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True))
-            )
-            results = zip(equation.outputs, equation.apply(*operands), constant, strict=True)
-            return [x + _tapped(c, at(slot) - 1) for slot, x, c in results]
+            return _with_offset(equation, operands, mask, at)
         if isinstance(rule, Linear):
             operands = [
                 x if flag or not rule.is_linear_in(k) else tap(equation.inputs[k], x)
@@ -249,9 +247,49 @@ def replay(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, s
     return [values[slot] if slot in is_open else tap(slot, values[slot]) for slot in program.outputs]
 
 
+def _tap(program: Program, one: Array, slot: int, constant: Array) -> Array:
+    """A constant of a slot, tapped; if it was copied, before it is, so that its share of the bias is summed first."""
+    copied = program.copies.get(slot)
+    if copied is None:
+        return _tapped(constant, one)
+    return copied.apply(_tapped(program.constants[copied.inputs[0]], one))[0]
+
+
+def _is_constant(equation: Equation, state: Any) -> bool:
+    """Whether linear bounds know constants only of the results."""
+    return isinstance(state, Mapping) or not any(map(is_float, equation.shapes))
+
+
+def _with_offset(
+    equation: Equation, operands: Sequence[Array], mask: Sequence[bool], at: Callable[[int], Array]
+) -> list[Array]:
+    """The results of a linear equation, with their constant part tapped."""
+    constant = equation.apply(*(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True)))
+    results = zip(equation.outputs, equation.apply(*operands), constant, strict=True)
+    return [x + _tapped(c, at(slot) - 1) for slot, x, c in results]
+
+
+def _constants(
+    equation: Equation, operands: list[Array], mask: Sequence[bool], constant: Callable[[int, Any], Array]
+) -> list[Array]:
+    """The results of an equation of which linear bounds know constants only; what depends on no set as it is."""
+    closed = closed_results(equation, operands, mask)
+    results = zip(equation.outputs, equation.shapes, strict=True)
+    return [closed[slot] if slot in closed else constant(slot, shape) for slot, shape in results]
+
+
+def _constant(states: Nodes, at: Callable[[int], Array], stage: Stage, slot: int, shape: Any) -> Array:
+    """Floats have lines without slopes, and no line goes through integers or booleans."""
+    if slot not in states:
+        return jnp.zeros(shape.shape, shape.dtype)
+    return stage.nonlinear(lambda *_: 0.0, states[slot], at(slot), [])
+
+
 def _tapped(constant: Array, one: Array) -> Array:
     """constant * one; if that is a scalar, the transpose is one matrix product for all rows."""
     constant = jnp.asarray(constant)
+    if not is_float(constant):
+        return constant
     if one.ndim:
         return constant * one.astype(constant.dtype)
     return jnp.tensordot(constant, one.astype(constant.dtype), 0, precision=jax.lax.Precision.HIGHEST)

@@ -63,6 +63,11 @@ def whole(fn: Callable, name: str, rule: Nonlinear) -> Callable:
     return jax.jit(call)
 
 
+def known_names() -> tuple[str, ...]:
+    """The names of all calls that are kept whole."""
+    return tuple(_NAMED)
+
+
 def atomic(fn: Callable, rule: Elementwise) -> Callable:
     """Gives an elementwise function a rule of its own, in place of those of the primitives that it is made of.
 

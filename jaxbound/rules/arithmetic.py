@@ -10,14 +10,29 @@ import jax.numpy as jnp
 
 from jaxbound.rules.convolution import convolve, convolve_to_transpose
 from jaxbound.rules.curves import convex
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
+from jaxbound.rules.discrete import as_box, extremes, integers
+from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, choose, constant, line
 from jaxbound.sets import Array, Interval, midpoint, radius
 
-register("neg", Linear((0,), signs=(-1,), carries=True))
-register("add", Linear(carries=True))
+
+def _sum(x: Any, y: Any, **_: Any) -> Interval:
+    x, y = as_box(x), as_box(y)
+    return Interval(x.lower + y.lower, x.upper + y.upper)
+
+
+def _negative(x: Any, **_: Any) -> Interval:
+    return Interval(-x.upper, -x.lower)
+
+
+def _difference(x: Any, y: Any, **_: Any) -> Interval:
+    return _sum(x, _negative(as_box(y)))
+
+
+register("neg", Linear((0,), signs=(-1,), carries=True), integers(_negative))
+register("add", Linear(carries=True), integers(_sum))
 register("add_any", Linear(carries=True))
-register("sub", Linear(signs=(1, -1), carries=True))
+register("sub", Linear(signs=(1, -1), carries=True), integers(_difference))
 
 
 # Products of two sets: McCormick's planes.
@@ -57,14 +72,14 @@ def _plane(op: Callable, x: tuple[Array, Array], y: tuple[Array, Array], weights
 
 
 def _product(x: Any, y: Any, **_: Any) -> Interval:
-    return corners(x, y)
+    return corners(as_box(x), as_box(y))
 
 
 def _relax_product(x: Interval, y: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
     return mccormick(x, y, free)
 
 
-register("mul", Coefficient(carries=True), Nonlinear(_product, _relax_product))
+register("mul", Coefficient(carries=True), Nonlinear(_product, _relax_product), integers(_product))
 
 
 # Quotients: a set over a constant is linear, everything else goes through 1 / y.
@@ -90,7 +105,7 @@ def relax_reciprocal(y: Interval, free: Freedom | None = None) -> Relaxation:
 
 
 def _quotient(x: Any, y: Interval, **_: Any) -> Interval:
-    return corners(_box(x), reciprocal_interval(y))
+    return corners(as_box(x), reciprocal_interval(y))
 
 
 def _relax_quotient(x: Any, y: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
@@ -111,11 +126,17 @@ def _substituted(plane: Affine, lines: Relaxation) -> Affine:
     return Affine((a, b * slope), b * intercept + plane.intercept)
 
 
-def _box(x: Any) -> Interval:
-    return x if isinstance(x, Interval) else Interval(x, x)
+def _integer_quotient(x: Any, y: Array, **_: Any) -> Interval:
+    """Towards zero, by a constant; by zero it is unknown."""
+    ends = [jax.lax.div(end, y) for end in as_box(x)]
+    least, greatest = extremes(ends[0].dtype)
+    lower, upper = jnp.minimum(*ends), jnp.maximum(*ends)
+    return Interval(jnp.where(y == 0, least, lower), jnp.where(y == 0, greatest, upper))
 
 
-register("div", Coefficient((0,), carries=True), Nonlinear(_quotient, _relax_quotient))
+register(
+    "div", Coefficient((0,), carries=True), Nonlinear(_quotient, _relax_quotient), Enclosed(_integer_quotient, (0,))
+)
 
 
 # Contractions: linear with one set; with two, McCormick for every product.

@@ -7,14 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.curves import convex
-from jaxbound.rules.registry import Nonlinear, register
+from jaxbound.rules.discrete import as_box
+from jaxbound.rules.registry import Enclosed, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, constant, flipped, is_zero, line, settled
 from jaxbound.sets import Array, Interval
-
-
-def as_box(x: Any) -> Interval:
-    """An array as the interval that holds only it."""
-    return x if isinstance(x, Interval) else Interval(x, x)
 
 
 def _negated(x: Any) -> Any:
@@ -29,7 +25,8 @@ def _max_interval(x: Any, y: Any, **_: Any) -> Interval:
     return Interval(jnp.maximum(x.lower, y.lower), jnp.maximum(x.upper, y.upper))
 
 
-def _relax_max(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
+def relax_max(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
+    """max(x, y) = x + relu(y - x), of a set and a constant or of two sets."""
     if not isinstance(y, Interval):
         x, y = y, x  # the constant first
     if isinstance(x, Interval):
@@ -51,9 +48,9 @@ def _relax_max_of_sets(x: Interval, y: Interval, relu: Any) -> Relaxation:
     return Relaxation(*(Affine((1 - s.slopes[0], s.slopes[0]), s.intercept) for s in lines))
 
 
-def _relax_min(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
+def relax_min(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
     """min(x, y) = -max(-x, -y)."""
-    sides = flipped(_relax_max(_negated(x), _negated(y), relu=relu))
+    sides = flipped(relax_max(_negated(x), _negated(y), relu=relu))
     return Relaxation(*(Affine(tuple(-slope for slope in side.slopes), side.intercept) for side in sides))
 
 
@@ -62,8 +59,8 @@ def _min_interval(x: Any, y: Any, **_: Any) -> Interval:
     return Interval(jnp.minimum(x.lower, y.lower), jnp.minimum(x.upper, y.upper))
 
 
-register("max", Nonlinear(_max_interval, _relax_max))
-register("min", Nonlinear(_min_interval, _relax_min))
+register("max", Nonlinear(_max_interval, relax_max), Enclosed(_max_interval))
+register("min", Nonlinear(_min_interval, relax_min), Enclosed(_min_interval))
 
 
 # clip(x, low, high) = low + ramp(x - low), with high - low as the ramp's top.
@@ -106,8 +103,8 @@ def relax_clip(low: Any, x: Any, high: Any, *, relu: Any, **_: Any) -> Relaxatio
 def _relax_clip_to_sets(low: Any, x: Any, high: Any, relu: Any) -> Relaxation:
     inner = _max_interval(x, low)
     if not (isinstance(x, Interval) or isinstance(low, Interval)):
-        return _relax_min(inner.lower, high, relu=relu)
-    return _composed(_relax_min(inner, high, relu=relu), _relax_max(x, low, relu=relu))
+        return relax_min(inner.lower, high, relu=relu)
+    return _composed(relax_min(inner, high, relu=relu), relax_max(x, low, relu=relu))
 
 
 def _composed(outer: Relaxation, inner: Relaxation) -> Relaxation:
@@ -122,7 +119,7 @@ def _composed(outer: Relaxation, inner: Relaxation) -> Relaxation:
     return Relaxation(side(outer.lower, inner.lower, inner.upper), side(outer.upper, inner.upper, inner.lower))
 
 
-register("clamp", Nonlinear(clip_interval, relax_clip, (1,)))
+register("clamp", Nonlinear(clip_interval, relax_clip, (1,)), Enclosed(clip_interval))
 
 
 # Absolute value and steps.
@@ -138,14 +135,15 @@ def _relax_abs(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation
     return convex(x, jnp.abs, jnp.sign, free)
 
 
-register("abs", Nonlinear(_abs_interval, _relax_abs))
+register("abs", Nonlinear(_abs_interval, _relax_abs), Enclosed(_abs_interval))
 
 
 def _step(name: str, fn: Any) -> None:
     def interval(x: Interval, **params: Any) -> Interval:
         return Interval(fn(x.lower, params), fn(x.upper, params))
 
-    register(name, Nonlinear(interval, lambda x, **params: constant(x, *interval(x, **params))))
+    lines = Nonlinear(interval, lambda x, **params: constant(x, *interval(x, **params)))
+    register(name, lines, Enclosed(interval))
 
 
 _step("sign", lambda x, _: jnp.sign(x))
@@ -155,3 +153,31 @@ _step("round", lambda x, params: jax.lax.round(x, params["rounding_method"]))
 _step(
     "reduce_precision", lambda x, params: jax.lax.reduce_precision(x, params["exponent_bits"], params["mantissa_bits"])
 )
+
+
+# Remainders: a line on each piece.
+
+
+def _rem_interval(x: Any, y: Any, **_: Any) -> Interval:
+    """x - y * trunc(x / y) for a constant y: the same quotient at both ends, or all remainders of x's signs."""
+    x = as_box(x)
+    ends = Interval(*(jax.lax.rem(end, y) for end in x))
+    whole = jnp.abs(y) + jax.lax.rem(y, y)  # NaN for y = 0
+    same = _quotients_agree(x, y)
+    lower = jnp.where(same, ends.lower, jnp.where(x.lower < 0, -whole, jnp.zeros_like(whole)))
+    return Interval(lower, jnp.where(same, ends.upper, jnp.where(x.upper > 0, whole, jnp.zeros_like(whole))))
+
+
+def _quotients_agree(x: Interval, y: Array) -> Array:
+    first, second = (jax.lax.div(end - jax.lax.rem(end, y), y) for end in x)
+    return (jnp.round(first) == jnp.round(second)) if jnp.issubdtype(first.dtype, jnp.floating) else first == second
+
+
+def _relax_rem(x: Interval, y: Array, **_: Any) -> Relaxation:
+    box = _rem_interval(x, y)
+    (same,) = settled(_quotients_agree(x, y))
+    shift = jax.lax.rem(x.lower, y) - x.lower
+    return Relaxation(*(line(jnp.where(same, 1, jnp.zeros_like(end)), jnp.where(same, shift, end)) for end in box))
+
+
+register("rem", Nonlinear(_rem_interval, _relax_rem, (0,)), Enclosed(_rem_interval, (0,)))

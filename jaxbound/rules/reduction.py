@@ -7,13 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxbound.rules.registry import Linear, Nonlinear, register
+from jaxbound.rules.arithmetic import corners
+from jaxbound.rules.discrete import as_box, integers
+from jaxbound.rules.registry import Enclosed, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, flipped, line, settled
 from jaxbound.sets import Array, Interval
 
-register("reduce_sum", Linear((0,)))
+
+def _summed(x: Interval, *, axes: tuple[int, ...], **_: Any) -> Interval:
+    return Interval(*(jnp.sum(end, axis=axes, dtype=end.dtype) for end in x))
+
+
+def _running_sum(x: Interval, *, axis: int, reverse: bool, **_: Any) -> Interval:
+    return Interval(*(jax.lax.cumsum(end, axis=axis, reverse=reverse) for end in x))
+
+
+register("reduce_sum", Linear((0,)), integers(_summed))
 register("reduce_window_sum", Linear((0,)))
-register("cumsum", Linear((0,)))
+register("cumsum", Linear((0,)), integers(_running_sum))
 
 
 def _negated(x: Interval) -> Interval:
@@ -67,8 +78,13 @@ def _every_element(x: Interval, **_: Any) -> tuple[int, ...]:
     return x.lower.shape
 
 
-register("reduce_max", Nonlinear(_reduced(jnp.max), _relax_max, (0,), _weighted_sum, _every_element))
-register("reduce_min", Nonlinear(_reduced(jnp.min), _relax_min, (0,), _weighted_sum, _every_element))
+def _extreme(name: str, reduce: Any, relax: Any) -> None:
+    interval = _reduced(reduce)
+    register(name, Nonlinear(interval, relax, (0,), _weighted_sum, _every_element), Enclosed(interval))
+
+
+_extreme("reduce_max", jnp.max, _relax_max)
+_extreme("reduce_min", jnp.min, _relax_min)
 
 
 # Pooling: a window is an axis once the shifted copies of the input are stacked.
@@ -137,8 +153,74 @@ def _running(name: str, fn: Any) -> None:
         lines[side] = line(jnp.where(own, 1, zeros), jnp.where(own, 0, result[side]))
         return Relaxation(*lines)
 
-    register(name, Nonlinear(interval, relax, (0,)))
+    register(name, Nonlinear(interval, relax, (0,)), Enclosed(interval, (0,)))
 
 
 _running("cummax", jax.lax.cummax)
 _running("cummin", jax.lax.cummin)
+
+
+# Running and whole products, and running sums of exponentials.
+
+
+def _running_product(x: Interval, *, axis: int, reverse: bool = False, **_: Any) -> Interval:
+    return jax.lax.associative_scan(corners, x, axis=axis, reverse=reverse)
+
+
+def _product(x: Interval, *, axes: tuple[int, ...], **_: Any) -> Interval:
+    for axis in sorted(axes, reverse=True):
+        if x.lower.shape[axis] == 0:
+            x = Interval(*(jnp.prod(end, axis=axis) for end in x))
+        else:
+            x = Interval(*(end.take(-1, axis=axis) for end in _running_product(x, axis=axis)))
+    return x
+
+
+def _running_log_sum(x: Interval, *, axis: int, reverse: bool, **_: Any) -> Interval:
+    return Interval(*(jax.lax.cumlogsumexp(end, axis=axis, reverse=reverse) for end in x))
+
+
+register("cumprod", Enclosed(_running_product, (0,)))
+register("reduce_prod", Enclosed(_product, (0,)))
+register("cumlogsumexp", Enclosed(_running_log_sum, (0,)))
+
+
+# Derivatives of pooling: each window gives to, or takes from, the element that it selects.
+
+
+def _selected(x: Interval, params: dict[str, Any]) -> tuple[Interval, dict[str, Any]]:
+    """Whether each element under each window is the one selected, as an open decision; the windows' parameters."""
+    rank = x.lower.ndim
+    params = {"base_dilation": (1,) * rank, "window_dilation": (1,) * rank, **params}
+    if params["select_prim"].name == "le":
+        x = _negated(x)
+    lower, upper = (_windows(end, -np.inf, params) for end in x)
+    inside = _windows(jnp.ones_like(x.lower), 0.0, params) > 0
+    largest = jnp.max(lower, axis=0)
+    # It is the only one that can be the largest: ties are left open.
+    rivals = jnp.sum((upper >= largest) & inside, axis=0)
+    possible = (upper >= largest) & inside
+    return Interval(possible & (rivals == 1), possible), params
+
+
+def _scatter_selected(source: Any, operand: Any, **params: Any) -> Interval:
+    source, operand = as_box(source), as_box(operand)
+    chosen, params = _selected(operand, params)
+    give = jax.linear_transpose(lambda x: _windows(x, 0.0, params), operand.lower)
+    lower = jnp.where(chosen.lower, source.lower, jnp.where(chosen.upper, jnp.minimum(source.lower, 0), 0))
+    upper = jnp.where(chosen.lower, source.upper, jnp.where(chosen.upper, jnp.maximum(source.upper, 0), 0))
+    return Interval(*(give(end)[0] for end in (lower, upper)))
+
+
+def _gather_selected(tangents: Any, operand: Any, **params: Any) -> Interval:
+    tangents, operand = as_box(tangents), as_box(operand)
+    chosen, params = _selected(operand, params)
+    lower, upper = (_windows(end, 0.0, params) for end in tangents)
+    return Interval(
+        jnp.min(jnp.where(chosen.upper, lower, jnp.inf), axis=0),
+        jnp.max(jnp.where(chosen.upper, upper, -jnp.inf), axis=0),
+    )
+
+
+register("select_and_scatter_add", Enclosed(_scatter_selected))
+register("select_and_gather_add", Enclosed(_gather_selected))

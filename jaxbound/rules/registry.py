@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import operator
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
@@ -14,6 +14,16 @@ from jaxbound.sets import Array, Interval
 
 class UnsupportedError(TypeError):
     """A function contains something that jaxbound cannot bound. Says what, where in the user's code, what to do."""
+
+
+class Floats(NamedTuple):
+    """Whether all operands that depend on a set, and all results, are floating point numbers."""
+
+    operands: bool = True
+    results: bool = True
+
+
+ALL_FLOATS = Floats()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,16 +37,22 @@ class Linear:
         an l_p ball under it is again one.
       offset: the constant part of the result is more, or less, than what its constant operands say: a gather fills in
         a parameter, a select leaves out what may be NaN.
+      moves: results are elements of the operands as they are, so these may be booleans and integers too.
     """
 
     operands: tuple[int, ...] | None = None
     signs: tuple[int, ...] = (1,)
     carries: bool = False
     offset: bool = False
+    moves: bool = False
 
     def accepts(self, mask: Sequence[bool]) -> bool:
         """Whether exactly the marked operands may be sets."""
-        return self.operands is None or all(k in self.operands for k, is_set in enumerate(mask) if is_set)
+        return _among(self.operands, mask)
+
+    def suits(self, floats: Floats) -> bool:
+        """Whether operands and results of these types are in its reach."""
+        return self.moves or all(floats)
 
     def is_linear_in(self, position: int) -> bool:
         """Whether an operand is one of those that may be sets."""
@@ -70,9 +86,15 @@ class Coefficient:
         """Whether exactly the marked operands may be sets."""
         return sum(mask) == 1 and list(mask).index(True) in self.operands
 
+    def suits(self, floats: Floats) -> bool:
+        """Whether operands and results of these types are in its reach."""
+        return all(floats)
+
 
 def elementwise(slopes: Sequence[Array], *operands: Array, **_: Any) -> Array:
-    """How most rules read the slopes of an `Affine`: sum_i slopes[i] * operands[i]."""
+    """How most rules read the slopes of an `Affine`: sum_i slopes[i] * operands[i], 0 where there are none."""
+    if not slopes:
+        return 0.0
     return functools.reduce(operator.add, (s * x for s, x in zip(slopes, operands, strict=True)))
 
 
@@ -87,8 +109,8 @@ class Nonlinear:
 
     Attributes:
       interval: (*operands, **params) -> Interval, where operands that depend on a set are Intervals.
-      relax: (*operands, relu, free=None, **params) -> Relaxation with one slope for each operand that is a set; `free`
-        is a `Freedom` to use instead of the rule's own choice of lines.
+      relax: (*operands, relu, free=None, **params) -> Relaxation with one slope for each operand that is a set of
+        floats; `free` is a `Freedom` to use instead of the rule's own choice of lines.
       operands: positions that may be sets; None for all.
       evaluate: (slopes, *set_operands, **params) -> the linear part of one side of the relaxation.
       freedom: (*operands, **params) -> the shape of each side of `free`; None for that of the result.
@@ -105,10 +127,45 @@ class Nonlinear:
 
     def accepts(self, mask: Sequence[bool]) -> bool:
         """Whether exactly the marked operands may be sets."""
-        return self.operands is None or all(k in self.operands for k, is_set in enumerate(mask) if is_set)
+        return _among(self.operands, mask)
+
+    def suits(self, floats: Floats) -> bool:
+        """Whether operands and results of these types are in its reach."""
+        return floats.results
 
 
-Rule = Linear | Coefficient | Nonlinear
+@dataclasses.dataclass(frozen=True)
+class Enclosed:
+    """Known by intervals alone: to linear bounds every result is a constant between two ends.
+
+    The kind for decisions and all that hangs on them: operands and results may be booleans and integers that depend on
+    a set. Their Interval says that any value between both ends may occur; [False, True] is an open decision.
+
+    Attributes:
+      interval: (*operands, **params) -> Interval, or a list of them where there are several results. Operands that
+        depend on a set are Intervals with ordered ends; what is unknown reaches from end to end of its type.
+      operands: positions that may be sets; None for all.
+    """
+
+    interval: Callable[..., Interval | list[Interval]]
+    operands: tuple[int, ...] | None = None
+
+    def accepts(self, mask: Sequence[bool]) -> bool:
+        """Whether exactly the marked operands may be sets."""
+        return _among(self.operands, mask)
+
+    def suits(self, floats: Floats) -> bool:
+        """Whether operands and results of these types are in its reach."""
+        del floats
+        return True
+
+
+def _among(operands: tuple[int, ...] | None, mask: Sequence[bool]) -> bool:
+    """Whether all marked positions are among the operands."""
+    return operands is None or all(k in operands for k, is_set in enumerate(mask) if is_set)
+
+
+Rule = Linear | Coefficient | Nonlinear | Enclosed
 
 _RULES: dict[str, tuple[Rule, ...]] = {}
 _REASONS: dict[str, str] = {}
@@ -138,26 +195,37 @@ def registered() -> tuple[str, ...]:
     return tuple(sorted(_RULES))
 
 
-def lookup(name: str, mask: Sequence[bool], source: str = "") -> Rule:
+def refused() -> dict[str, str]:
+    """Primitives that are known to have no rule, and why."""
+    return dict(sorted(_REASONS.items()))
+
+
+def lookup(name: str, mask: Sequence[bool], source: str = "", floats: Floats = ALL_FLOATS) -> Rule:
     """The rule of a primitive for the given operands.
 
     Raises:
       UnsupportedError: there is none.
     """
     candidates = _RULES.get(name, ())
-    for rule in candidates:
-        if rule.accepts(mask):
+    fitting = [rule for rule in candidates if rule.accepts(mask)]
+    for rule in fitting:
+        if rule.suits(floats):
             return rule
     place = f" at {source}" if source else ""
+    if fitting:
+        raise UnsupportedError(
+            f"{name!r}{place}: there is no rule for integers or booleans that depend on a set of inputs. Keep such "
+            f"values floating point, or compute it from arguments that are not sets."
+        )
     if candidates:
         allowed = {k for rule in candidates for k in (rule.operands or ())}
         wrong = [k for k, is_set in enumerate(mask) if is_set and k not in allowed] or list(range(len(mask)))
         raise UnsupportedError(
             f"{name!r}{place}: operand {', '.join(map(str, wrong))} depends on a set of inputs, but only constants can "
-            f"stand there (an index, a predicate, a bound or a padding). Compute it from arguments that are not sets."
+            f"stand there (an index, a bound or a padding). Compute it from arguments that are not sets."
         )
     reason = _REASONS.get(name, "jaxbound has no rule for this primitive.")
     raise UnsupportedError(
-        f"cannot bound {name!r}{place}: {reason} To give the function around it a rule of its own, wrap that function "
-        f"with jaxbound.atomic(fn, rule)."
+        f"cannot bound {name!r}{place} by any method: {reason} To give the function around it a rule of its own, wrap "
+        f"that function with jaxbound.atomic(fn, rule)."
     )

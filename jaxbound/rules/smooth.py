@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.curves import concave, convex, enveloped, mirrored, sigmoidal
-from jaxbound.rules.registry import Nonlinear, register
+from jaxbound.rules.discrete import as_box, integers
+from jaxbound.rules.registry import Enclosed, Nonlinear, register
 from jaxbound.rules.relaxation import Freedom, Relaxation, Scalar, choose, line
 from jaxbound.sets import Array, Interval
 
@@ -116,7 +117,7 @@ def _relax_power(x: Interval, y: int, free: Freedom | None = None, **_: Any) -> 
     return choose(positive | negative, choose(positive, right, left), infinite)
 
 
-register("square", Nonlinear(_square_interval, _relax_square, (0,)))
+register("square", Nonlinear(_square_interval, _relax_square, (0,)), integers(_square_interval))
 register(  # the derivative of tanh by its value
     "one_minus_square",
     Nonlinear(
@@ -126,7 +127,7 @@ register(  # the derivative of tanh by its value
     ),
 )
 register("cosh", Nonlinear(_cosh_interval, lambda x, free=None, **_: convex(x, jnp.cosh, jnp.sinh, free), (0,)))
-register("integer_pow", Nonlinear(_power_interval, _relax_power, (0,)))
+register("integer_pow", Nonlinear(_power_interval, _relax_power, (0,)), integers(_power_interval))
 
 
 def _general_power_interval(x: Interval, y: Array, **_: Any) -> Interval:
@@ -146,7 +147,24 @@ def _relax_general_power(x: Interval, y: Array, free: Freedom | None = None, **_
     return choose(is_concave, concave(x, power, slope, free), convex(x, power, slope, free))
 
 
-register("pow", Nonlinear(_general_power_interval, _relax_general_power, (0,)))
+def _power_of_sets_interval(x: Any, y: Interval, **_: Any) -> Interval:
+    """Monotone in each operand where x > 0, so extreme at corners; undefined elsewhere."""
+    x = as_box(x)
+    values = [a**b for a in x for b in y]
+    ends = (functools.reduce(fn, values) for fn in (jnp.minimum, jnp.maximum))
+    return Interval(*(jnp.where(x.lower > 0, end, jnp.nan) for end in ends))
+
+
+def _relax_power_of_base(x: Array, y: Interval, **_: Any) -> Relaxation:
+    return convex(y, lambda v: x**v, lambda v: jnp.log(x) * x**v)
+
+
+register(
+    "pow",
+    Nonlinear(_general_power_interval, _relax_general_power, (0,)),
+    Nonlinear(_power_of_sets_interval, _relax_power_of_base, (1,)),
+    Enclosed(_power_of_sets_interval),
+)
 
 
 # Waves.

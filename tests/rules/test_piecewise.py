@@ -29,6 +29,9 @@ CASES = {
     "clip_to_sets": lambda x: jnp.clip(x, W @ x - 0.4, W.T @ x + 0.3),
     "clip_below_a_set": lambda x: jnp.clip(x, -0.4, W @ x),
     "clip_a_constant": lambda x: jnp.clip(0.1 * W[0], -0.4, x),
+    "rem": lambda x: lax.rem(x, np.array([0.5, -0.75, 2.0, 9.0])),
+    "mod": lambda x: jnp.mod(x, 0.75) + jnp.fmod(x, -1.25),
+    "clamp_to_sets": lambda x: lax.clamp(W @ x - 0.4, x, x + 1),
     "max_with_infinity": lambda x: jnp.maximum(x, -jnp.inf),
 }
 

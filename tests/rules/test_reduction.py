@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import pytest
 from jax import lax
@@ -26,6 +27,12 @@ CASES = {
     "max_pool": lambda x: pool(x, -jnp.inf, lax.max, stride=2),
     "max_pool_same": lambda x: pool(x, -jnp.inf, lax.max, window=3, padding="SAME"),
     "min_pool": lambda x: pool(x, jnp.inf, lax.min),
+    "product": lambda x: jnp.prod(jnp.tanh(x)) + jnp.prod(jnp.sin(x).reshape(2, 2), axis=0),
+    "cumprod": lambda x: lax.cumprod(jnp.tanh(x), reverse=True),
+    "cumlogsumexp": lambda x: lax.cumlogsumexp(x),
+    "max_pool_gradient": jax.grad(lambda x: jnp.sum(jnp.sin(pool(x, -jnp.inf, lax.max, stride=1)))),
+    "min_pool_gradient": jax.grad(lambda x: jnp.sum(pool(x, jnp.inf, lax.min, stride=2, padding="SAME"))),
+    "max_pool_tangent": lambda x: jax.jvp(lambda y: pool(y, -jnp.inf, lax.max), (x,), (jnp.cos(x),))[1],
     "average_pool": lambda x: pool(jnp.tanh(x), 0.0, lax.add, stride=2) / 4,
 }
 
