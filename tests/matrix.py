@@ -203,9 +203,10 @@ def refused_table():
 INTRODUCTION = """# What is bounded
 
 Written by `python -m tests.matrix`, which runs every cell. A number is the mean width of the bounds divided by the mean
-width of the values at {points} random points and the corners of one box, all of which were found inside the bounds: 1
-is as tight as can be. `interval` is `ibp`, `backward` is `crown_ibp` (whose lines are those of every backward method),
-`forward` is `lbp`. Cases are in `tests/rules`, layers in `tests/layers.py`. jax {jax}, flax {flax}.
+width of the values at {points} random points and at corners of one box, all of which were found inside the bounds. 1 is
+as tight as can be; for many inputs the sampled width is short of the true one. `interval` is `ibp`, `backward` is
+`crown_ibp` (whose lines are those of every backward method), `forward` is `lbp`. Cases are in `tests/rules`, layers in
+`tests/layers.py`. jax {jax}, flax {flax}.
 """
 
 

@@ -14,7 +14,7 @@ from jaxbound.rules.registry import registered
 from tests import cases, programs, soundness
 
 # Names that primitives have in other releases of JAX, and what appears inside `jax.shard_map` only.
-ELSEWHERE = {"copy_p", "log2", "mesh_cast", "one_minus_square", "pcast", "pvary", "scatter_add"}
+ELSEWHERE = {"copy_p", "le_to", "log2", "lt_to", "mesh_cast", "one_minus_square", "pcast", "pvary", "scatter_add"}
 
 
 @hypothesis.settings(derandomize=True, deadline=None, max_examples=12, database=None)
