@@ -1,3 +1,5 @@
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -76,13 +78,13 @@ def test_a_dominating_element_is_the_maximum(double):
     np.testing.assert_allclose(upper, [1, 0, 0], atol=1e-15)
 
 
-@pytest.mark.parametrize("radius", [1e-8, 1e-4, 1.0, 30.0, 1e3])
 @pytest.mark.parametrize("fn", [jax.nn.softmax, jax.nn.log_softmax, lambda x: jax.nn.logsumexp(x)[None]])
-def test_finite_and_sound_at_any_size_and_offset(fn, radius, precision):
+def test_finite_and_sound_at_any_size_and_offset(fn, precision):
     """Also with a gradient; the offset is what rounding is relative to, so single precision takes smaller ones."""
     bound = jax.jit(jaxbound.crown_ibp(fn))
     sides = jax.jit(jax.grad(lambda region: sum(jnp.sum(end) for end in jaxbound.crown_ibp(fn)(region))))
-    for offset in (0.0, -300.0, 1e4 if precision == 64 else 30.0):
+    offsets = (0.0, -300.0, 1e4 if precision == 64 else 30.0)
+    for radius, offset in itertools.product((1e-8, 1e-4, 1.0, 30.0, 1e3), offsets):
         region = soundness.box(offset + jnp.array([0.0, 0.5, -1.0, 0.5]), radius)
         lower, upper = bound(region)
         values = jax.vmap(fn)(soundness.point(region, jnp.asarray(soundness.units(region, 50), lower.dtype)))
@@ -101,7 +103,7 @@ def test_infinite_boxes(double):
 
 def test_sum_of_the_others():
     x = jnp.array([[1e8, 1.0, 2.0], [3.0, 3.0, 0.5], [1.0, 2.0, -4.0]], jnp.float32)
-    np.testing.assert_array_equal(others(x), [[3, 1e8 + 2, 1e8 + 1], [3.5, 3.5, 6], [-2, -3, 3]])
+    np.testing.assert_allclose(others(x), [[3, 1e8 + 2, 1e8 + 1], [3.5, 3.5, 6], [-2, -3, 3]], rtol=1e-6)
 
 
 def test_attention_over_sets(double):
