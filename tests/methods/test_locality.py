@@ -125,7 +125,14 @@ def test_the_spacing_and_that_units_of_a_row_read_no_input_in_common(name):
         assert (row.reshape(-1, row.shape[-1]).sum(axis=0) <= 1).all()
 
 
-@pytest.mark.parametrize("name", [name for name, (_, spacing) in UNITS.items() if spacing])
+QUICK = {"strided", "depthwise", "average_pool", "max_pool", "residual", "moved", "padded_and_masked", "elementwise"}
+SLOW = pytest.mark.slow(reason="each compiles full CROWN twice")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [pytest.param(name, marks=() if name in QUICK else SLOW) for name, (_, spacing) in UNITS.items() if spacing],
+)
 def test_shared_rows_give_the_bounds_of_single_rows(name):
     fn, box = through(UNITS[name][0]), image_box()
     shared, single = (bounds(fn, rows=rows) for rows in (jaxbound.shared_rows, jaxbound.single_rows))
