@@ -24,7 +24,7 @@ import tqdm
 
 from tests import cases, claims, shrink
 
-THOROUGH = 7  # every seventh program is compiled as users' programs are
+THOROUGH = 13  # every thirteenth program is compiled as users' programs are
 FORGET = 20  # programs after which compiled code is dropped
 
 

@@ -48,6 +48,9 @@ RULES = {
 } | {f"control.{name}": fn for name, fn in (test_control.BRANCHES | test_control.LOOPS).items()}
 
 
+BRANCHES = tuple(test_control.BRANCHES.values())
+
+
 def draw(seed, index):
     """The program of this number: of eleven, six are chains, four networks, and one is the next of the rules' cases."""
     rng = np.random.default_rng((seed, index))

@@ -117,10 +117,9 @@ def climb(gap, regions, starts):
 
 def height(plane, xs):
     """A plane's values [outputs] at one point, and the size of the terms."""
-    value = size = jnp.abs(plane.bias)
-    value = plane.bias
+    value, size = plane.bias, jnp.abs(plane.bias)
     for coeffs, x in zip(jax.tree.leaves(plane.coeffs), xs, strict=True):
-        terms = coeffs * x
+        terms = jnp.where(coeffs == 0, 0, coeffs * x)  # in low precision a coordinate may be infinite
         axes = tuple(range(1, terms.ndim))
         value, size = value + jnp.sum(terms, axis=axes), size + jnp.sum(jnp.abs(terms), axis=axes)
     return value, size

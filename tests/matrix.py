@@ -95,7 +95,7 @@ def smallest_cases():
         operators, size = operators_in(fn)
         if name.startswith("control"):
             size += 1000  # where nothing else has it
-        if fn in test_control.BRANCHES.values():
+        if fn in cases.BRANCHES:
             operators |= {"cond"}  # gone once a program is specialised
         for operator in operators:
             if operator not in found or size < found[operator][1]:
@@ -137,14 +137,14 @@ def cell(bound, box, values):
     return f"{found / sampled:.2f}"
 
 
-def operator_rows(names, cases, done):
+def operator_rows(names, smallest, done):
     """A row for each operator: its case and its cells."""
     functions, box = all_cases(), soundness.boxes(4)[0]
     for name in names:
-        if name not in cases:
+        if name not in smallest:
             yield name, {"case": "none", "reason": NOT_EMITTED.get(name, "NO CASE")}
             continue
-        key = cases[name]
+        key = smallest[name]
         if key not in done:
             with jax.enable_x64(True):
                 done[key] = measure(functions[key], soundness.as_float(box), OPERATOR_METHODS)
@@ -180,10 +180,10 @@ def table(header, rows):
     return "\n".join(f"| {' | '.join(str(x).replace('|', '/') for x in line)} |" for line in lines)
 
 
-def operator_table(names, cases, done):
+def operator_table(names, smallest, done):
     """The rows of some operators."""
     rows = []
-    for name, row in operator_rows(names, cases, done):
+    for name, row in operator_rows(names, smallest, done):
         cells = [row[method] for method in OPERATOR_METHODS] if row["case"] != "none" else ["", "", ""]
         rows.append([f"`{name}`", *cells, row["case"] if row["case"] != "none" else row["reason"]])
     return table(["operator", *OPERATOR_METHODS, "case"], rows)
@@ -218,11 +218,11 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     done = json.loads(options.cache.read_text()) if options.cache and options.cache.exists() else {}
     done = Saved(done, options.cache)
-    cases, (operators, activations) = smallest_cases(), primitives()
+    smallest, (operators, activations) = smallest_cases(), primitives()
     parts = [
         INTRODUCTION.format(points=200, jax=jax.__version__, flax=layers.flax_version),
-        "## Primitives\n\n" + operator_table(operators, cases, done),
-        "## Activations that are bounded whole\n\n" + operator_table(activations, cases, done),
+        "## Primitives\n\n" + operator_table(operators, smallest, done),
+        "## Activations that are bounded whole\n\n" + operator_table(activations, smallest, done),
         "## Layers of Linen\n\n" + layer_table("linen", layers.LINEN, done),
         "## Layers of NNX\n\n" + layer_table("nnx", layers.NNX, done),
         "## What is refused\n\nEvery error names the primitive, the user's line and the way out.\n\n" + refused_table(),

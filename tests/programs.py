@@ -125,9 +125,11 @@ MIXING = {
     "log_softmax": lambda x, k: nn.log_softmax(nn.soft_sign(x)) + k,
     "glu": lambda x, k: jnp.tile(nn.glu(x), 2) * (k - 0.5),
     "normalise": lambda x, k: x / jnp.sqrt(jnp.sum(x * x) + 1 + k),
-    "scan": lambda x, k: lax.scan(lambda c, w: (jnp.tanh(w @ c), nn.relu(c)), x, jnp.stack(MATRICES[: k + 1]))[0],
+    "scan": lambda x, k: lax.scan(
+        lambda c, w: (jnp.tanh(w @ c), nn.relu(c)), x, jnp.asarray(np.stack(MATRICES[: k + 1]), x.dtype)
+    )[0],
     "scan_outputs": lambda x, k: lax.scan(lambda c, w: (c + jnp.sin(w), c * 0.5), x[k], x)[1],
-    "fori": lambda x, k: lax.fori_loop(0, k + 1, lambda i, c: nn.relu(MATRICES[0] @ c + i), x),
+    "fori": lambda x, k: lax.fori_loop(0, k + 1, lambda i, c: nn.relu(jnp.asarray(MATRICES[0], x.dtype) @ c + i), x),
     "checkpoint": lambda x, k: jax.checkpoint(lambda y: jnp.tanh(y) * k)(x),
     "vmap": lambda x, k: jax.vmap(lambda y: jnp.minimum(y, k) * 2)(x),
 }

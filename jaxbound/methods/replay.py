@@ -180,14 +180,15 @@ def _relaxed(
     def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
         lower, upper = relaxation
         origin = [_varying(jnp.zeros(shape.shape, shape.dtype), ct) for shape in shapes]
+        positive, negative = jnp.maximum(ct, 0), jnp.minimum(ct, 0)
         down, up = (), ()
         if origin:
-            down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](jnp.maximum(ct, 0))
-            up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](jnp.minimum(ct, 0))
-        if lower.intercept is None:
-            bias = share(upper.intercept, jnp.minimum(ct, 0))
-        else:
-            bias = share(lower.intercept, ct) + share(upper.intercept - lower.intercept, jnp.minimum(ct, 0))
+            down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](positive)
+            up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](negative)
+        bias = share(upper.intercept, negative)
+        if lower.intercept is not None:
+            # Not by the difference of both: next to a large intercept that is not used it would lose a small one.
+            bias = bias + share(lower.intercept, positive)
         return None, bias.astype(one.dtype), *(a + b for a, b in zip(down, up, strict=True))
 
     node.defvjp(forward, backward)

@@ -129,3 +129,10 @@ def test_stop_gradient_is_no_constant_to_a_bound():
     for make in soundness.METHODS.values():
         found = jax.jit(make(lambda x: 2 * lax.stop_gradient(x) + jax.nn.relu(x)))(box)
         np.testing.assert_allclose(found.lower, 2 * box.lower + jax.nn.relu(box.lower), rtol=1e-12)
+
+
+def test_a_small_intercept_is_not_lost_next_to_a_large_one():
+    """On a long interval one line's intercept is far larger than the other's, which alone is used."""
+    box = jaxbound.Interval(jnp.array([-1e20]), jnp.array([1e20]))
+    planes = jaxbound.linear_bounds(lambda x: 2 * jnp.minimum(x, 1), relu=jaxbound.relax.same_slope)(box)
+    np.testing.assert_allclose(planes.upper.coeffs[0, 0] + planes.upper.bias[0], 2.0, rtol=1e-12)
