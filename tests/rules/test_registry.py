@@ -4,6 +4,7 @@ from jax import lax
 
 import jaxbound
 from jaxbound.rules import registry
+from jaxbound.rules.curves import convex
 from jaxbound.rules.registry import (
     Coefficient,
     Enclosed,
@@ -15,7 +16,6 @@ from jaxbound.rules.registry import (
     register,
     registered,
 )
-from jaxbound.rules.relaxation import convex
 from jaxbound.rules.smooth import decreasing
 from tests import soundness
 
