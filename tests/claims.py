@@ -35,6 +35,7 @@ def elided(fn):
 METHODS = {
     "crown_ibp": jaxbound.crown_ibp,
     "crown": jaxbound.crown,
+    "alpha_crown": functools.partial(jaxbound.alpha_crown, steps=2),
     "lbp": jaxbound.lbp,
     "crown_lbp": jaxbound.crown_lbp,
     "relaxed_crown(1)": functools.partial(jaxbound.relaxed_crown, depth=1),

@@ -29,6 +29,8 @@ METHODS = {
     "crown adaptive": jaxbound.crown,
     "crown tight": functools.partial(jaxbound.crown, relu=relax.tight),
     "crown same_slope": functools.partial(jaxbound.crown, relu=relax.same_slope),
+    "alpha_crown 20": jaxbound.alpha_crown,
+    "alpha_crown 100": functools.partial(jaxbound.alpha_crown, steps=100),
 }
 BASELINE = "crown adaptive"
 
