@@ -242,7 +242,7 @@ def _extend(ends: Ends, fetch: Callable[[Array], Marks], planes: Sequence[tuple[
             np.moveaxis(row, axis, 0)[at] = True
         for slot, marks in fetch(marked).items():
             unread = np.full(marks.shape[1:], max(shape), np.int32)
-            nobody = [unread.copy() for _ in shape], [-1 + 0 * unread for _ in shape]
+            nobody = [unread.copy() for _ in shape], [np.full_like(unread, -1) for _ in shape]
             first, last = ends.setdefault(slot, nobody)
             for mark, (axis, at) in zip(np.asarray(marks), block, strict=False):
                 first[axis][mark] = np.minimum(first[axis][mark], at)

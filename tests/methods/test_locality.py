@@ -125,7 +125,7 @@ def test_the_spacing_and_that_units_of_a_row_read_no_input_in_common(name):
         assert (row.reshape(-1, row.shape[-1]).sum(axis=0) <= 1).all()
 
 
-QUICK = {"strided", "depthwise", "average_pool", "max_pool", "residual", "moved", "padded_and_masked", "elementwise"}
+QUICK = {"strided", "max_pool", "residual", "padded_and_masked"}
 SLOW = pytest.mark.slow(reason="each compiles full CROWN twice")
 
 
@@ -143,6 +143,7 @@ def test_shared_rows_give_the_bounds_of_single_rows(name):
     assert (found.lower <= values + 1e-9).all() and (values <= found.upper + 1e-9).all()
 
 
+@SLOW
 def test_chunks_of_shared_rows_change_nothing():
     few, all_at_once = (bounds(through(UNITS["elementwise"][0]), chunk=chunk) for chunk in (1, 512))
     assert_same(*jax.jit(lambda box: (few(box), all_at_once(box)))(image_box()))
@@ -173,6 +174,7 @@ def test_an_index_that_is_computed_when_the_program_runs():
     assert_same(*jax.jit(lambda box, k: (shared(box, k), single(box, k)))(image_box(), 1))
 
 
+@SLOW
 def test_several_inputs():
     def units(x, y):
         return conv(jnp.tanh(conv(x, 2)) * y, 2)
@@ -231,6 +233,7 @@ def test_gradients_are_those_of_single_rows():
     assert_same(found, expected)
 
 
+@SLOW
 def test_a_batch_is_a_loop():
     batched = jax.jit(jax.vmap(loss, (None, 0)))(parameters(), images())
     one = jax.jit(loss)
