@@ -84,7 +84,9 @@ def _best(x: Interval, planes: Planes, end: Array, sign: int) -> Affine:
     usable = jnp.isfinite(own) & jnp.isfinite(value) & jnp.all(jnp.isfinite(left), axis=1)
     usable &= jnp.all(jnp.isfinite(right), axis=(0, -1), keepdims=False)[..., None]
     score = jnp.where(usable, sign * value, -jnp.inf)
-    (index,) = settled(jnp.where(jnp.max(score, axis=0) > sign * end, jnp.argmax(score, axis=0), len(own)))
+    # On a point all are equal, and which is chosen must not hang on a rounding: slopes and intercept have to agree.
+    better = jnp.max(score, axis=0) > sign * end + 256 * jnp.finfo(end.dtype).eps * (1 + jnp.abs(end))
+    (index,) = settled(jnp.where(better, jnp.argmax(score, axis=0), len(own)))
 
     def chosen(options: Array, otherwise: Array | float) -> Array:
         return jnp.select([index == k for k in range(len(own))], list(options), otherwise)
@@ -94,6 +96,6 @@ def _best(x: Interval, planes: Planes, end: Array, sign: int) -> Affine:
         jnp.stack([chosen(part, 0.0) for part in jnp.moveaxis(left, 1, 0)]),
         jnp.where(jnp.isfinite(right), right, 0),
     )
-    slopes, middle = settled(slopes, midpoint(x))
-    linear = jnp.where(index < len(own), evaluate((slopes,), middle), 0)  # the middle may be infinite
-    return Affine((slopes,), chosen(value, end) - linear)
+    middle = midpoint(x)  # infinite only where nothing but the constant is usable
+    slopes, middle = settled(slopes, jnp.where(jnp.isfinite(middle), middle, 0))
+    return Affine((slopes,), chosen(value, end) - evaluate((slopes,), middle))

@@ -122,7 +122,6 @@ def _least_spread(x: Interval, means: Interval, add: Callable[[Array], Array]) -
     center = jnp.zeros_like(x.lower[..., :1])
     for _ in range(4):
         center = jnp.mean(jnp.clip(center, x.lower, x.upper), axis=-1, keepdims=True)
-    center = jax.lax.stop_gradient(center)
     apart = center - jnp.clip(center, x.lower, x.upper)
     height, slope = add(apart**2), 2 * add(apart)
     ends = [height + slope * (end - center) for end in means]

@@ -175,9 +175,7 @@ def test_derivatives_of_bounds_of_a_ramp(strategy, double):
 # GELU, recognised by its primitives.
 
 
-@pytest.mark.parametrize(
-    "approximate, minimum, bend", [(True, -0.75246142, 1.4185040), (False, -0.7517915, 2**0.5)]
-)
+@pytest.mark.parametrize("approximate, minimum, bend", [(True, -0.75246142, 1.4185040), (False, -0.7517915, 2**0.5)])
 def test_shape_of_gelu(approximate, minimum, bend, double):
     """The range and both lines on boxes around its minimum and its inflections are as tight as they can be."""
 
