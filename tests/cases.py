@@ -1,5 +1,6 @@
 """What the campaign is about: programs of three kinds, and sets that are meant to be hard."""
 
+import importlib
 import re
 
 import jax
@@ -9,42 +10,16 @@ import numpy as np
 import jaxbound
 from tests import architectures, programs
 from tests.methods import test_control
-from tests.rules import (
-    test_activations,
-    test_arithmetic,
-    test_convolution,
-    test_discrete,
-    test_indexing,
-    test_normalization,
-    test_piecewise,
-    test_reduction,
-    test_selection,
-    test_shape,
-    test_smooth,
-    test_softmax,
-    test_special,
-)
 from tests.soundness import flat
 
 # Every case of the rules' own tests is a program of one step.
 RULES = {
-    f"{module.__name__.removeprefix('tests.rules.test_')}.{name}": fn
+    f"{module}.{name}": fn
     for module in (
-        test_activations,
-        test_arithmetic,
-        test_convolution,
-        test_discrete,
-        test_indexing,
-        test_normalization,
-        test_piecewise,
-        test_reduction,
-        test_selection,
-        test_shape,
-        test_smooth,
-        test_softmax,
-        test_special,
-    )
-    for name, fn in module.CASES.items()
+        "activations arithmetic convolution discrete indexing normalization piecewise reduction selection shape smooth "
+        "softmax special"
+    ).split()
+    for name, fn in importlib.import_module(f"tests.rules.test_{module}").CASES.items()
 } | {f"control.{name}": fn for name, fn in (test_control.BRANCHES | test_control.LOOPS).items()}
 
 

@@ -8,10 +8,10 @@ import jax.numpy as jnp
 
 from jaxbound.methods.problem import is_float, rule_params, valid_interval
 from jaxbound.program import Equation, Program, Scan, While
-from jaxbound.rules.discrete import extremes, hull
+from jaxbound.rules.discrete import as_box, extremes, hull
 from jaxbound.rules.registry import Enclosed
 from jaxbound.rules.relaxation import Affine, Relaxation
-from jaxbound.sets import Array, Interval, bounding_box, is_set
+from jaxbound.sets import Array, Interval, is_set
 
 # (program, sets) -> its `Propagation`.
 Propagate = Callable[[Program, Sequence[Any]], Any]
@@ -25,11 +25,6 @@ class Loop(NamedTuple):
     results: Sequence[Any]
     relaxations: Mapping[int, Any]
     layers: Mapping[str, Interval]
-
-
-def as_interval(value: Any) -> Interval:
-    """A set's bounding box; an array as the interval that holds only it."""
-    return bounding_box(value) if is_set(value) else Interval(value, value)
 
 
 def enclose(rule: Enclosed, equation: Equation, operands: Sequence[Any]) -> list[Interval]:
@@ -72,13 +67,11 @@ def _interpreted(program: Program, values: Sequence[Any], flags: Sequence[bool],
 
 def _propagate_scan(scan: Scan, operands: list[Any], mask: Sequence[bool], propagate: Propagate) -> Loop:
     flags, results_open = scan.open_inputs(mask), scan.open_outputs(mask)
-    consts, carries, slices = scan.split(
-        [as_interval(x) if flag else x for x, flag in zip(operands, flags, strict=True)]
-    )
+    consts, carries, slices = scan.split([as_box(x) if flag else x for x, flag in zip(operands, flags, strict=True)])
 
     def step(carry: list[Any], sliced: list[Any]) -> tuple[list[Any], tuple[list[Any], Any, Any]]:
         inner, values = _interpreted(scan.body, (*consts, *carry, *sliced), flags, propagate)
-        outputs = [as_interval(x) if flag else x for x, flag in zip(values, results_open, strict=True)]
+        outputs = [as_box(x) if flag else x for x, flag in zip(values, results_open, strict=True)]
         return outputs[: scan.num_carry], (outputs[scan.num_carry :], inner.relaxations, inner.layers)
 
     carries, (stacked, relaxations, layers) = jax.lax.scan(step, carries, slices, **scan.options)
@@ -92,18 +85,18 @@ def _propagate_while(loop: While, operands: list[Any], mask: Sequence[bool], pro
     or until a step leads back into the state; where neither comes in time, the results are unknown.
     """
     flags = loop.open_inputs(mask)
-    values = [as_interval(x) if flag else x for x, flag in zip(operands, flags, strict=True)]
+    values = [as_box(x) if flag else x for x, flag in zip(operands, flags, strict=True)]
     tests, consts, carries = loop.split(values)
     flags_of_tests, flags_of_consts, flags_of_carries = loop.split(flags)
     depends = loop.predicate.outputs[0] in loop.predicate.open_slots((*flags_of_tests, *flags_of_carries))
 
     def predicate(state: list[Any]) -> Interval:
         _, found = _interpreted(loop.predicate, (*tests, *state), (*flags_of_tests, *flags_of_carries), propagate)
-        return as_interval(found[0])
+        return as_box(found[0])
 
     def step(state: list[Any]) -> list[Any]:
         _, found = _interpreted(loop.body, (*consts, *state), (*flags_of_consts, *flags_of_carries), propagate)
-        return [as_interval(x) if flag else x for x, flag in zip(found, flags_of_carries, strict=True)]
+        return [as_box(x) if flag else x for x, flag in zip(found, flags_of_carries, strict=True)]
 
     if not depends:
         return jax.lax.while_loop(lambda state: predicate(state).lower, step, carries)

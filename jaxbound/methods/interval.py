@@ -9,11 +9,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.methods.control import as_interval, constant_lines, enclose, propagate_loop
+from jaxbound.methods.control import constant_lines, enclose, propagate_loop
 from jaxbound.methods.nodes import Node
 from jaxbound.methods.problem import Problem, is_float, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
 from jaxbound.program import LOOPS, Equation, Program, walk
+from jaxbound.rules.discrete import as_box
 from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear
 from jaxbound.sets import (
     Array,
@@ -54,7 +55,7 @@ class Propagation:
 
     def boxes(self, slots: Sequence[int]) -> list[Interval]:
         """The values of some slots as Intervals."""
-        return [as_interval(self.values[slot]) for slot in slots]
+        return [as_box(self.values[slot]) for slot in slots]
 
 
 def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: Tighten | None = None) -> Propagation:

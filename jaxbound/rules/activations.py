@@ -15,7 +15,8 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbound.rules.curves import Critical, bent, concave, convex, enveloped, sigmoidal
-from jaxbound.rules.piecewise import as_box, clip_interval, ramp_lines, relax_clip
+from jaxbound.rules.discrete import as_box
+from jaxbound.rules.piecewise import clip_interval, ramp_lines, relax_clip
 from jaxbound.rules.registry import Nonlinear
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, Scalar, choose, constant, line
 from jaxbound.rules.smooth import derivative, increasing

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxbound.rules.convolution import convolve, convolve_to_transpose
 from jaxbound.rules.curves import convex
-from jaxbound.rules.discrete import as_box, extremes, integers
+from jaxbound.rules.discrete import as_box, extremes, integers, negated
 from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, choose, constant, line
 from jaxbound.sets import Array, Interval, midpoint, radius
@@ -21,15 +21,11 @@ def _sum(x: Any, y: Any, **_: Any) -> Interval:
     return Interval(x.lower + y.lower, x.upper + y.upper)
 
 
-def _negative(x: Any, **_: Any) -> Interval:
-    return Interval(-x.upper, -x.lower)
-
-
 def _difference(x: Any, y: Any, **_: Any) -> Interval:
-    return _sum(x, _negative(as_box(y)))
+    return _sum(x, negated(as_box(y)))
 
 
-register("neg", Linear((0,), signs=(-1,), carries=True), integers(_negative))
+register("neg", Linear((0,), signs=(-1,), carries=True), integers(negated))
 register("add", Linear(carries=True), integers(_sum))
 register("add_any", Linear(carries=True))
 register("sub", Linear(signs=(1, -1), carries=True), integers(_difference))

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.registry import Enclosed, refuse, register
-from jaxbound.sets import Array, Interval
+from jaxbound.sets import Array, Interval, bounding_box, is_set
 
 
 def is_bool(dtype: Any) -> bool:
@@ -30,8 +30,13 @@ def extremes(dtype: Any) -> tuple[Any, Any]:
 
 
 def as_box(x: Any) -> Interval:
-    """An array as the interval that holds only it."""
-    return x if isinstance(x, Interval) else Interval(x, x)
+    """A set's bounding box; an array as the interval that holds only it."""
+    return bounding_box(x) if is_set(x) else Interval(x, x)
+
+
+def negated(x: Any, **_: Any) -> Any:
+    """The mirror image -x, of an interval or an array."""
+    return Interval(-x.upper, -x.lower) if isinstance(x, Interval) else -x
 
 
 def hull(*boxes: Interval) -> Interval:

@@ -7,15 +7,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.curves import convex
-from jaxbound.rules.discrete import as_box
+from jaxbound.rules.discrete import as_box, negated
 from jaxbound.rules.registry import Enclosed, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, constant, flipped, is_zero, line, settled
 from jaxbound.sets import Array, Interval
-
-
-def _negated(x: Any) -> Any:
-    return Interval(-x.upper, -x.lower) if isinstance(x, Interval) else -x
-
 
 # max(x, y) = x + relu(y - x): one strategy serves ReLU, any constant threshold, and two sets.
 
@@ -50,7 +45,7 @@ def _relax_max_of_sets(x: Interval, y: Interval, relu: Any) -> Relaxation:
 
 def relax_min(x: Any, y: Any, *, relu: Any, **_: Any) -> Relaxation:
     """min(x, y) = -max(-x, -y)."""
-    sides = flipped(relax_max(_negated(x), _negated(y), relu=relu))
+    sides = flipped(relax_max(negated(x), negated(y), relu=relu))
     return Relaxation(*(Affine(tuple(-slope for slope in side.slopes), side.intercept) for side in sides))
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.rules.arithmetic import corners
-from jaxbound.rules.discrete import as_box, integers
+from jaxbound.rules.discrete import as_box, integers, negated
 from jaxbound.rules.registry import Enclosed, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, flipped, line, settled
 from jaxbound.sets import Array, Interval
@@ -25,10 +25,6 @@ def _running_sum(x: Interval, *, axis: int, reverse: bool, **_: Any) -> Interval
 register("reduce_sum", Linear((0,)), integers(_summed))
 register("reduce_window_sum", Linear((0,)))
 register("cumsum", Linear((0,)), integers(_running_sum))
-
-
-def _negated(x: Interval) -> Interval:
-    return Interval(-x.upper, -x.lower)
 
 
 # Maximum over axes: lower, the element with the largest lower end, or a weighted mean of elements; upper, that element
@@ -64,7 +60,7 @@ def _mean_weights(chosen: Array, free: Array, axes: tuple[int, ...]) -> Array:
 
 
 def _relax_min(x: Interval, free: Freedom | None = None, **params: Any) -> Relaxation:
-    mirrored = _relax_max(_negated(x), free=None if free is None else Freedom(*free[::-1]), **params)
+    mirrored = _relax_max(negated(x), free=None if free is None else Freedom(*free[::-1]), **params)
     # min(x) = -max(-x): the slopes meet two sign changes, the intercepts one.
     sides = flipped(mirrored)
     return Relaxation(*(Affine(tuple(-s for s in side.slopes), side.intercept) for side in sides))
@@ -193,7 +189,7 @@ def _selected(x: Interval, params: dict[str, Any]) -> tuple[Interval, dict[str, 
     rank = x.lower.ndim
     params = {"base_dilation": (1,) * rank, "window_dilation": (1,) * rank, **params}
     if params["select_prim"].name == "le":
-        x = _negated(x)
+        x = negated(x)
     lower, upper = (_windows(end, -np.inf, params) for end in x)
     inside = _windows(jnp.ones_like(x.lower), 0.0, params) > 0
     largest = jnp.max(lower, axis=0)
