@@ -12,7 +12,7 @@ import numpy as np
 from jax.core import Tracer
 
 from jaxbound import relax
-from jaxbound.methods.interval import layer_label, propagate
+from jaxbound.methods.interval import propagate
 from jaxbound.methods.problem import is_valid, prepare, rule_of
 from jaxbound.program import LOOPS, Equation, Program
 from jaxbound.rules.registry import Linear, Nonlinear
@@ -25,7 +25,7 @@ class Operation(NamedTuple):
 
     Attributes:
       layer: of a nonlinear operation its key in `layer_bounds`, "index operation file.py:line": of two operands, the
-        first one's; of a loop, what its operations' keys begin with. "" for what is linear, and for a set.
+        first one's; of a loop, what its operations' keys begin with. "" for what has none: a set, what is linear.
       operation: its name in JAX, such as "dot_general", or that of an activation; "input" for a set.
       source: the user's file and line, with its folder; "" for a set.
       shape: of the result.
@@ -155,16 +155,18 @@ class _Widths(NamedTuple):
 
 
 class _Walk(NamedTuple):
-    """The interval walk: widths by slot, relaxations by a first result's slot, the labels of `layer_bounds`."""
+    """The interval walk: widths by slot, relaxations and the labels of `layer_bounds` by a first result's slot."""
 
     widths: Mapping[int, _Widths]
     relaxations: Mapping[int, Any]
-    labels: tuple[str, ...]
+    labels: Mapping[int, str]
 
 
 def _walked(program: Program, sets: Sequence[Set]) -> _Walk:
     # Compiled as a whole, with its arrays as arguments: operation by operation it takes several times longer.
     arrays = {slot: value for slot, value in program.constants.items() if getattr(value, "ndim", 0)}
+
+    labels: dict[int, str] = {}
 
     @jax.jit
     def walk(sets: Sequence[Set], arrays: Mapping[int, Array]) -> Any:
@@ -172,14 +174,15 @@ def _walked(program: Program, sets: Sequence[Set]) -> _Walk:
         found = propagate(closed, sets, relax.adaptive)
         slots = [slot for slot in found.values if slot in program.open_slots()]
         boxes = dict(zip(slots, found.boxes(slots), strict=True))
-        return {slot: (box, is_valid(*box)) for slot, box in boxes.items()}, found.relaxations, found.layers
+        labels.update(found.labels)  # text, known as soon as the walk is traced
+        return {slot: (box, is_valid(*box)) for slot, box in boxes.items()}, found.relaxations
 
-    boxes, relaxations, layers = walk(sets, arrays)
-    return _Walk({slot: _Widths.of(*pair) for slot, pair in boxes.items()}, relaxations, tuple(layers))
+    boxes, relaxations = walk(sets, arrays)
+    return _Walk({slot: _Widths.of(*pair) for slot, pair in boxes.items()}, relaxations, labels)
 
 
 def _nodes(program: Program, found: _Walk) -> Iterator[Operation]:
-    is_open, index = program.open_slots(), 0
+    is_open = program.open_slots()
     for slot in program.inputs:
         shape, mean, largest, unbounded = found.widths[slot]
         yield Operation("", "input", "", shape, mean, largest, None, None, unbounded)
@@ -190,12 +193,9 @@ def _nodes(program: Program, found: _Walk) -> Iterator[Operation]:
         rule = None if equation.name in LOOPS else rule_of(equation, mask)
         if isinstance(rule, Linear) and rule.carries and sum(mask) == 1:
             continue
-        bent = rule is None or isinstance(rule, Nonlinear)
-        layer = layer_label(equation, index) if bent else ""
-        if bent:
-            index += sum(mask) if rule is not None else sum(name.startswith(f"{layer}/") for name in found.labels)
+        layer = found.labels.get(equation.outputs[0], "")
         before = max(found.widths[slot].mean for slot, flag in zip(equation.inputs, mask, strict=True) if flag)
-        unstable = _unstable(found, equation) if bent else None
+        unstable = _unstable(found, equation) if rule is None or isinstance(rule, Nonlinear) else None
         for slot in (slot for slot in equation.outputs if slot in is_open):
             shape, mean, largest, unbounded = found.widths[slot]
             growth, name = _ratio(mean, before), equation.name

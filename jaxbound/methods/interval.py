@@ -43,6 +43,7 @@ class Propagation:
       relaxations: first result's slot -> Relaxation; for a scan a mapping of stacked ones, for what is known by
         intervals alone a mapping from each result's slot to constant lines. Without `relu` none of the first kind.
       layers: label -> the Interval that a nonlinear equation met.
+      labels: first result's slot -> the label in `layers` of its (first) operand; of a loop what its labels begin with.
       cuts: the slots of all nonlinear results.
       nodes: result's slot -> Node, for what is neither linear nor a loop.
     """
@@ -50,6 +51,7 @@ class Propagation:
     values: Mapping[int, Any]
     relaxations: Mapping[int, Any]
     layers: Mapping[str, Interval]
+    labels: Mapping[int, str]
     cuts: Sequence[int] = ()
     nodes: Mapping[int, Node] = dataclasses.field(default_factory=dict)
 
@@ -69,6 +71,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
     """
     relaxations: dict[int, Any] = {}
     layers: dict[str, Interval] = {}
+    labels: dict[int, str] = {}
     tightened: dict[int, Interval] = {}
     cuts: list[int] = []
     nodes: dict[int, Node] = {}
@@ -80,14 +83,23 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             tightened[slot] = tighten(slot, bounding_box(value), relaxations)
         return tightened[slot]
 
+    def met(equation: Equation, boxes: Sequence[Interval]) -> str:
+        label = _label(equation, len(layers))
+        if boxes:
+            labels[equation.outputs[0]] = label
+        for box in boxes:
+            layers[_label(equation, len(layers))] = box
+        return label
+
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
         if equation.name in LOOPS:
             cuts.extend(equation.outputs)
             operands = [improved(slot, x) for slot, x in zip(equation.inputs, operands, strict=True)]
             loop = propagate_loop(equation, operands, mask, functools.partial(propagate, relu=relu))
             relaxations[equation.outputs[0]] = loop.relaxations
-            prefix = layer_label(equation, len(layers))
-            layers.update({f"{prefix}/{name}": box for name, box in loop.layers.items()})
+            if loop.layers:
+                labels[equation.outputs[0]] = prefix = _label(equation, len(layers))
+                layers.update({f"{prefix}/{name}": box for name, box in loop.layers.items()})
             return loop.results
         rule = rule_of(equation, mask)
         if not isinstance(rule, Nonlinear | Enclosed):
@@ -97,9 +109,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             bounding_box(improved(slot, x)) if flag else x
             for slot, x, flag in zip(equation.inputs, operands, mask, strict=True)
         ]
-        label = layer_label(equation, len(layers))
-        for box in (x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x.lower)):
-            layers[layer_label(equation, len(layers))] = box
+        label = met(equation, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x.lower)])
         if isinstance(rule, Enclosed):
             results = enclose(rule, equation, operands)
             relaxations[equation.outputs[0]] = constant_lines(equation, results)
@@ -111,10 +121,10 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             relaxations[slot] = nodes[slot].lines(relu)
         return [result]
 
-    return Propagation(walk(program, sets, handler), relaxations, layers, cuts, nodes)
+    return Propagation(walk(program, sets, handler), relaxations, layers, labels, cuts, nodes)
 
 
-def layer_label(equation: Equation, index: int) -> str:
+def _label(equation: Equation, index: int) -> str:
     """The name of what a nonlinear equation meets: "index operation file.py:line"."""
     return f"{index:03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
 

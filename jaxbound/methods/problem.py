@@ -193,16 +193,18 @@ def valid_interval(lower: Array, upper: Array) -> Interval:
     Ends that cross by rounding alone (both are right to that precision) change places. Integers and booleans have all
     values of their type where they cross.
     """
+    valid = is_valid(lower, upper)
     if not is_float(lower):
         least, greatest = extremes(jnp.result_type(lower))
-        return Interval(jnp.where(lower <= upper, lower, least), jnp.where(lower <= upper, upper, greatest))
-    valid = is_valid(lower, upper)
+        return Interval(jnp.where(valid, lower, least), jnp.where(valid, upper, greatest))
     low, high = jnp.minimum(lower, upper), jnp.maximum(lower, upper)
     return Interval(jnp.where(valid, low, -jnp.inf), jnp.where(valid, high, jnp.inf))
 
 
 def is_valid(lower: Array, upper: Array) -> Array:
-    """Whether lower <= upper, up to rounding."""
+    """Whether lower <= upper, up to rounding if they are floating point numbers."""
+    if not is_float(lower):
+        return lower <= upper
     slack = 1024 * jnp.finfo(lower.dtype).eps * (1 + jnp.abs(lower) + jnp.abs(upper))
     return lower - upper <= jnp.where(jnp.isfinite(slack), slack, 0)
 

@@ -80,6 +80,18 @@ def test_rows_are_named_as_layers_are():
     assert 0 <= loop.unstable <= 1
 
 
+def test_what_is_known_by_intervals_alone_is_named_as_its_layer():
+    def fn(x):
+        order = jnp.argsort(jnp.sort(x))  # whole numbers have no layer
+        return lax.switch(jnp.clip(order[0], 0, 1), [jax.nn.relu, jnp.tanh], x) + jax.nn.relu(lax.cumsum(x))
+
+    found, layers = jaxbound.explain(fn)(BOX), jaxbound.layer_bounds(fn)(BOX)
+    named = [node.layer for node in found.nodes if node.layer]
+    assert set(named) <= {name for label in layers for name in (label, label.partition("/")[0])}
+    relu = [node for node in found.nodes if node.operation == "max"][-1]  # the first is of whole numbers
+    assert relu.layer in layers and np.allclose(layers[relu.layer].lower, np.cumsum(BOX.lower))
+
+
 def test_operands_of_different_widths():
     """A sum grows against its widest operand."""
     narrow = jaxbound.linf_ball(jnp.zeros(2), 0.125, clip=None)
