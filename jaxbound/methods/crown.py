@@ -10,9 +10,10 @@ from jaxbound import relax
 from jaxbound.methods.backward import Combine, bounds_of_walk, unit_rows
 from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, Tighten, propagate
-from jaxbound.methods.locality import RowStrategy, shared_bounds, shared_rows
+from jaxbound.methods.locality import RowStrategy, shared_rows
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
 from jaxbound.methods.replay import lower_rows
+from jaxbound.methods.shared import shared_bounds
 from jaxbound.program import LOOPS, Program
 from jaxbound.rules.registry import Coefficient, Linear
 from jaxbound.sets import Interval, tightest

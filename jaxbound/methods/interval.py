@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -70,8 +70,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
       tighten: improves the interval of every operand of a nonlinear equation before it is used.
     """
     relaxations: dict[int, Any] = {}
-    layers: dict[str, Interval] = {}
-    labels: dict[int, str] = {}
+    layers = _Layers({}, {})
     tightened: dict[int, Interval] = {}
     cuts: list[int] = []
     nodes: dict[int, Node] = {}
@@ -83,23 +82,13 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             tightened[slot] = tighten(slot, bounding_box(value), relaxations)
         return tightened[slot]
 
-    def met(equation: Equation, boxes: Sequence[Interval]) -> str:
-        label = _label(equation, len(layers))
-        if boxes:
-            labels[equation.outputs[0]] = label
-        for box in boxes:
-            layers[_label(equation, len(layers))] = box
-        return label
-
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
         if equation.name in LOOPS:
             cuts.extend(equation.outputs)
             operands = [improved(slot, x) for slot, x in zip(equation.inputs, operands, strict=True)]
             loop = propagate_loop(equation, operands, mask, functools.partial(propagate, relu=relu))
             relaxations[equation.outputs[0]] = loop.relaxations
-            if loop.layers:
-                labels[equation.outputs[0]] = prefix = _label(equation, len(layers))
-                layers.update({f"{prefix}/{name}": box for name, box in loop.layers.items()})
+            layers.enter(equation, loop.layers)
             return loop.results
         rule = rule_of(equation, mask)
         if not isinstance(rule, Nonlinear | Enclosed):
@@ -109,7 +98,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             bounding_box(improved(slot, x)) if flag else x
             for slot, x, flag in zip(equation.inputs, operands, mask, strict=True)
         ]
-        label = met(equation, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x.lower)])
+        label = layers.meet(equation, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x.lower)])
         if isinstance(rule, Enclosed):
             results = enclose(rule, equation, operands)
             relaxations[equation.outputs[0]] = constant_lines(equation, results)
@@ -121,12 +110,32 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             relaxations[slot] = nodes[slot].lines(relu)
         return [result]
 
-    return Propagation(walk(program, sets, handler), relaxations, layers, labels, cuts, nodes)
+    return Propagation(walk(program, sets, handler), relaxations, layers.boxes, layers.labels, cuts, nodes)
 
 
-def _label(equation: Equation, index: int) -> str:
-    """The name of what a nonlinear equation meets: "index operation file.py:line"."""
-    return f"{index:03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
+class _Layers(NamedTuple):
+    """What nonlinear equations have met so far, and the labels by a first result's slot."""
+
+    boxes: dict[str, Interval]
+    labels: dict[int, str]
+
+    def meet(self, equation: Equation, boxes: Sequence[Interval]) -> str:
+        """Enters an equation's operands and returns the label of the first: "index operation file.py:line"."""
+        label = self._next(equation)
+        if boxes:
+            self.labels[equation.outputs[0]] = label
+        for box in boxes:
+            self.boxes[self._next(equation)] = box
+        return label
+
+    def enter(self, loop: Equation, layers: Mapping[str, Interval]) -> None:
+        """Enters what a loop's equations have met."""
+        if layers:
+            self.labels[loop.outputs[0]] = prefix = self._next(loop)
+            self.boxes.update({f"{prefix}/{name}": box for name, box in layers.items()})
+
+    def _next(self, equation: Equation) -> str:
+        return f"{len(self.boxes):03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
 
 
 # Intervals through linear equations.

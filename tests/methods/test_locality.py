@@ -58,6 +58,7 @@ UNITS = {
     "average_pool": (lambda x: conv(pool(jnp.exp(conv(x, 4)), 0.0, lax.add) / 4, 5, window=1), (2, 2, 5)),
     "max_pool": (lambda x: conv(pool(conv(x, 4), -jnp.inf, lax.max), 5, window=1), (2, 2, 5)),
     "residual": (lambda x: jnp.concatenate([x] * 2, -1) + conv(jax.nn.relu(conv(x, 4)), 4), (5, 5, 4)),
+    "skip_of_a_layer": (lambda x: (lambda y: y + conv(jax.nn.relu(y), 4))(conv(x, 4, seed=1)), (5, 5, 4)),
     "moved": (
         lambda x: jnp.transpose(jnp.concatenate([x, conv(jnp.abs(x), 2)[::-1]], 2), (2, 0, 1)).reshape(4, 8, 8, 1),
         (4, 8, 3, 1),
@@ -125,7 +126,7 @@ def test_the_spacing_and_that_units_of_a_row_read_no_input_in_common(name):
         assert (row.reshape(-1, row.shape[-1]).sum(axis=0) <= 1).all()
 
 
-QUICK = {"strided", "max_pool", "residual", "padded_and_masked"}
+QUICK = {"strided", "max_pool", "skip_of_a_layer", "padded_and_masked"}
 SLOW = pytest.mark.slow(reason="each compiles full CROWN twice")
 
 
