@@ -71,6 +71,7 @@ def test_two_processes_train_as_one(two, tmp_path):
     assert distance(parameters(workdir), parameters(tmp_path)) < 1e-5
 
 
+@pytest.mark.slow(reason="trains three times")
 def test_one_that_is_killed_ends_all_and_a_restart_changes_nothing(two, tmp_path):
     killed = launched(tmp_path, KILL_STEP="18", KILL_PROCESS="1")  # in the middle of the fourth epoch
     assert "process 1 ended with status -9" in killed.stdout and "process 0 ended with status -" in killed.stdout

@@ -111,7 +111,22 @@ def assert_same(found, expected):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-11), found, expected)
 
 
-@pytest.mark.parametrize("name", UNITS)
+QUICK = {"strided", "max_pool", "skip_of_a_layer"}
+TOLD = {
+    "one_sided_padding",
+    "dilated",
+    "depthwise",
+    "average_pool",
+    "moved",
+    "flattened",
+    "dense",
+    "cumulative",
+    "loop",
+}
+SLOW = pytest.mark.slow(reason="each compiles full CROWN, or a network's Jacobian")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=() if name in TOLD else SLOW) for name in UNITS])
 def test_the_spacing_and_that_units_of_a_row_read_no_input_in_common(name):
     units, spacing = UNITS[name]
     box = image_box()
@@ -124,10 +139,6 @@ def test_the_spacing_and_that_units_of_a_row_read_no_input_in_common(name):
     for corner in np.ndindex(found.spacing):
         row = reads[tuple(slice(at, None, step) for at, step in zip(corner, found.spacing, strict=True))]
         assert (row.reshape(-1, row.shape[-1]).sum(axis=0) <= 1).all()
-
-
-QUICK = {"strided", "max_pool", "skip_of_a_layer", "padded_and_masked"}
-SLOW = pytest.mark.slow(reason="each compiles full CROWN twice")
 
 
 @pytest.mark.parametrize(
