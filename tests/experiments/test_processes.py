@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.common import processes
-from experiments.common.flags import Config, UserError
+from experiments.common.errors import UserError
+from experiments.common.flags import Config
 from tests.experiments import tiny_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
