@@ -26,7 +26,8 @@ def support_set(
 
     Args:
       support: (c, *parameters) -> a scalar, the largest <c, x> over the set, for c of the set's shape, as `SupportSet`
-        says it. `jaxbound.testing.check_support` samples whether it can be one.
+        says it. Its rounding is that of the bounds: ask for `precision=jax.lax.Precision.HIGHEST` in matrix products.
+        `jaxbound.testing.check_support` samples whether it can be one.
       *parameters: pytrees of arrays that the function takes.
       shape: of x; only needed without a box.
       box: a finite Interval that contains the set. Without one it is found from the support function's values at the
@@ -41,7 +42,7 @@ def support_set(
 
     Example:
       >>> def disk_and_segment(c, center, radius, step):  # all center + radius * d + t * step, |d| <= 1, |t| <= 1
-      ...     return c @ center + radius * jnp.sqrt(c @ c) + jnp.abs(c @ step)
+      ...     return jnp.sum(c * center) + radius * jnp.sqrt(jnp.sum(c * c)) + jnp.abs(jnp.sum(c * step))
       >>> region = jaxbound.support_set(disk_and_segment, jnp.zeros(2), 1.0, jnp.array([1.0, 2.0]), shape=(2,))
       >>> region.box
       Interval(lower=Array([-2., -3.], dtype=float32), upper=Array([2., 3.], dtype=float32))
