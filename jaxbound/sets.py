@@ -37,14 +37,15 @@ class Interval(NamedTuple):
 class Ball:
     """An l_p ball, {center + radius * d : ||d||_p <= 1}, intersected with the box `clip` if there is one.
 
+    Several inputs that share one radius are one Ball of a flat vector, which the function takes apart. Linear bounds
+    then know what the inputs share; intervals do not, once these are apart.
+
     Attributes:
       center: array of any shape. The norm runs over all of its coordinates: a batch of balls is made by `jax.vmap`.
       radius: array of the same shape. Equal entries are the usual ball, others an ellipsoid (one radius per pixel, or
         a ball of pixel space seen in normalised space).
       p: 1, 2, or any other number >= 1; `math.inf` is a box.
       clip: an Interval, or None.
-
-    Several inputs that share one radius are one Ball of a flat vector, which the function takes apart:
 
     Example:
       >>> from jax.flatten_util import ravel_pytree
@@ -53,7 +54,7 @@ class Ball:
       >>> def model(x):
       ...     return jnp.sum(x["pixels"]) + x["gain"]
       >>> joint = jaxbound.Ball(flat, jnp.full_like(flat, 0.1), p=1)
-      >>> jaxbound.crown_ibp(lambda z: model(unravel(z)))(joint)  # 2.75 -+ 0.1; of three balls it would be -+ 0.3
+      >>> jaxbound.crown_ibp(lambda z: model(unravel(z)))(joint)  # with a ball for each it would be -+ 0.2
       Interval(lower=Array(2.65, dtype=float32), upper=Array(2.85, dtype=float32))
     """
 

@@ -49,9 +49,9 @@ def support_set(
       >>> jaxbound.crown_ibp(lambda x: 2 * x[0] - x[1])(region)  # the box alone has -+ 7
       Interval(lower=Array(-2.236068, dtype=float32), upper=Array(2.236068, dtype=float32))
     """
-    if box is None and shape is None:
-        raise ValueError("a support_set needs the shape of its elements, or a box around it")
     if box is None:
+        if shape is None:
+            raise ValueError("a support_set needs the shape of its elements, or a box around it")
         dtypes = [leaf.dtype for leaf in map(jnp.asarray, jax.tree.leaves(parameters))]
         kind = jax.ShapeDtypeStruct(tuple(shape), jnp.result_type(float, *dtypes))
         _check_value(support, kind, parameters)

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from jax.flatten_util import ravel_pytree
 
 import jaxbound
@@ -122,6 +123,40 @@ def test_ibp_takes_the_set_through_the_first_product_where_that_is_cheap(limit, 
         assert (found.lower < values.min(axis=0) - 1e-3).all()
     elided = jaxbound.ibp(fn)(region, spec=jnp.eye(5))
     np.testing.assert_allclose(elided, values.min(axis=0), rtol=1e-12)
+
+
+LINEAR_OPERATIONS = {
+    "gather": lambda x: x[jnp.array([0, 2, 2, 1])],
+    "scatter_add": lambda x: jnp.zeros(6).at[jnp.array([1, 3, 5, 1])].add(x),
+    "scatter": lambda x: jnp.ones(6).at[jnp.array([1, 3, 5, 2])].set(x),
+    "dynamic_slices": lambda x: lax.dynamic_update_slice(jnp.ones(6), lax.dynamic_slice(x, (1,), (2,)), (1,)),
+    "pad": lambda x: lax.pad(x, jnp.array(2.0), [(1, 2, 1)]),
+    "concatenate": lambda x: jnp.tile(jnp.stack([jnp.concatenate([x, jnp.ones(4)]), jnp.ones(8)]), 2),
+    "select": lambda x: jnp.where(jnp.array([True, False, True, False]), x, 3.0),
+    "split": lambda x: jnp.roll(jnp.flip(jnp.split(x, 2)[1]), 1),
+    "reshape": lambda x: jnp.squeeze(x.reshape(1, 2, 2).transpose(2, 0, 1)),
+    "broadcast": lambda x: jnp.broadcast_to(x[:, None], (4, 3))[::2],
+    "arithmetic": lambda x: (1.0 - x) * jnp.arange(4.0) / 3.0 + 1.0,
+    "sums": lambda x: jnp.cumsum(x) + jnp.sum(jnp.ones(4)),
+    "convolution": lambda x: lax.conv_general_dilated(
+        x.reshape(1, 2, 2, 1), as_float(2, 2, 1, 2), (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LINEAR_OPERATIONS)
+def test_intervals_are_exact_through_linear_operations(name, double):
+    region, points = polytope((4,))
+    operation = LINEAR_OPERATIONS[name]
+    w = as_float(3, jax.eval_shape(operation, points[0]).size, seed=3)
+
+    def fn(x):
+        return operation(x) if name == "convolution" else w @ operation(x).ravel()
+
+    values = jax.vmap(fn)(points)
+    found = jax.jit(jaxbound.ibp(fn))(region)
+    np.testing.assert_allclose(found.lower, values.min(axis=0), rtol=1e-12, atol=1e-12)
+    np.testing.assert_allclose(found.upper, values.max(axis=0), rtol=1e-12, atol=1e-12)
 
 
 def test_a_blocked_derivative_does_not_shrink_the_set(double):
