@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.methods.control import constant_lines, enclose, propagate_loop
+from jaxbound.methods.images import image, image_box, images
 from jaxbound.methods.nodes import Node
 from jaxbound.methods.problem import Problem, is_float, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
@@ -21,6 +22,7 @@ from jaxbound.sets import (
     Ball,
     Interval,
     Set,
+    SupportSet,
     bounding_box,
     dual_exponent,
     is_set,
@@ -39,7 +41,7 @@ class Propagation:
     """What the interval walk leaves behind.
 
     Attributes:
-      values: slot -> Interval, or Ball where an input is still one, or array where nothing depends on a set.
+      values: slot -> Interval, or Ball or SupportSet while it is still one, or array where nothing depends on a set.
       relaxations: first result's slot -> Relaxation; for a scan a mapping of stacked ones, for what is known by
         intervals alone a mapping from each result's slot to constant lines. Without `relu` none of the first kind.
       layers: label -> the Interval that a nonlinear equation met.
@@ -163,7 +165,9 @@ def _linear(rule: Linear, equation: Equation, operands: list[Any], mask: Sequenc
             for k, (x, flag) in enumerate(zip(map(_boxed, operands), mask, strict=True))
         ]
         ends.append(equation.apply(*chosen))
-    return [Interval(lower, upper) for lower, upper in zip(*ends, strict=True)]
+    boxes = [Interval(lower, upper) for lower, upper in zip(*ends, strict=True)]
+    alone = sum(mask) == 1 and any(isinstance(x, SupportSet) for x in operands)
+    return images(equation, operands, boxes) if alone else boxes
 
 
 def _boxed(x: Any) -> Any:
@@ -197,6 +201,9 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
 
     if isinstance(x, Interval):
         return through_box(x)
+    if isinstance(x, SupportSet):
+        through = image if rule.carries else image_box
+        return through(x, lambda value: apply(value, weight), through_box(x.box))
     if rule.carries:
         clip = None if x.clip is None else through_box(x.clip)
         return Ball(apply(x.center, weight), apply(x.radius, jnp.abs(weight)), x.p, clip)

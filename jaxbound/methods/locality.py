@@ -25,7 +25,7 @@ from jaxbound.methods.replay import Nodes
 from jaxbound.methods.shared import Sharing
 from jaxbound.program import LOOPS, Equation, Program
 from jaxbound.rules.registry import Coefficient, Enclosed, Nonlinear
-from jaxbound.sets import Array, Interval, Set
+from jaxbound.sets import Array, Interval, Set, element
 
 _FEWEST_UNITS = 64  # fewer rows are not worth a look at the structure
 _LONGEST_AXIS = 4096  # of units; each coordinate along it costs a pass over the structure
@@ -46,7 +46,7 @@ def shared_rows(program: Program, sets: Sequence[Set], relaxations: Nodes) -> Sh
     that are computed when the program runs, and for fewer than 64 units.
     """
     shapes = {slot: shape for eq in program.equations for slot, shape in zip(eq.outputs, eq.shapes, strict=True)}
-    shapes |= {slot: jax.typeof(_like(region)) for slot, region in zip(program.inputs, sets, strict=True)}
+    shapes |= {slot: jax.typeof(element(region)) for slot, region in zip(program.inputs, sets, strict=True)}
     (output,) = program.outputs
     shape = shapes[output].shape
     if math.prod(shape) < _FEWEST_UNITS or max(shape) > _LONGEST_AXIS or _is_dense(program, shapes):
@@ -68,10 +68,6 @@ def shared_rows(program: Program, sets: Sequence[Set], relaxations: Nodes) -> Sh
 def single_rows(program: Program, sets: Sequence[Set], relaxations: Nodes) -> None:
     """Every unit has a row of its own: a strategy for the `rows` of `jaxbound.crown`."""
     del program, sets, relaxations
-
-
-def _like(region: Set) -> Array:
-    return region.lower if isinstance(region, Interval) else region.center
 
 
 def _is_dense(program: Program, shapes: Mapping[int, Any]) -> bool:
