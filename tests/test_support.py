@@ -173,6 +173,7 @@ def test_shard_map_is_vmap(method, double):
     soundness.assert_shard_map_is_vmap(METHODS[method](network), parameters(), regions)
 
 
+@pytest.mark.slow(reason="compiles every method several times")
 def test_a_disk_is_the_euclidean_ball(double):
     center, radius = as_float(2, 3), jnp.abs(as_float(2, 3, seed=4))
     region = jaxbound.support_set(disk, center, radius, shape=(2, 3))
@@ -329,6 +330,7 @@ def test_inputs_that_share_a_radius(p, double):
         enclosed(jax.jit(method(lambda z: jax.nn.relu(affine(unravel(z)))))(joint), values)
 
 
+@pytest.mark.slow(reason="compiles every method several times")
 def test_a_support_function_of_several_inputs(double):
     """Two points that move by steps whose l_1 lengths in one and whose l_2 lengths in the other sum to one."""
     inputs = {"first": as_float(2), "second": as_float(3, seed=1)}
@@ -425,6 +427,7 @@ def test_batches_of_sentences_with_budgets_of_their_own(double):
     np.testing.assert_allclose(one.lower[1], found.lower[1], rtol=1e-12)
 
 
+@pytest.mark.slow(reason="compiles several programs")
 def test_layers_before_the_set_are_tighter_and_differentiable(double):
     embeddings, alternatives, mask = words()
     alternatives = jnp.nan_to_num(alternatives)  # the layer's derivative at NaN would be NaN

@@ -182,12 +182,13 @@ def test_shape_of_gelu(approximate, minimum, bend, double):
     def fn(x):
         return nn.gelu(x, approximate=approximate)
 
+    interval, planes = jax.jit(jaxbound.ibp(fn)), jax.jit(jaxbound.linear_bounds(fn))
     for center in (minimum, bend, -bend, 0.0, 5.0, -5.0):
         for radius in (0.01, 0.5, 3.0):
             region = soundness.box(center, radius)
             x = jnp.linspace(*region, 20_001)
-            np.testing.assert_allclose(jaxbound.ibp(fn)(region), [fn(x).min(), fn(x).max()], atol=1e-7)
-            lower, upper = jaxbound.linear_bounds(fn)(region)
+            np.testing.assert_allclose(interval(region), [fn(x).min(), fn(x).max()], atol=1e-7)
+            lower, upper = planes(region)
             for gap in (fn(x) - lower.coeffs * x - lower.bias, upper.coeffs * x + upper.bias - fn(x)):
                 assert gap.min() >= -1e-12 and gap.min() < 1e-6
 
