@@ -77,11 +77,12 @@ def alpha_crown(
         of a chunk: looser, in a fraction of the memory.
       intermediate: by default intermediate bounds are those of `crown`. With `jaxbound.shared_lines` they are optimised
         jointly, all of one array by the same lines; with `jaxbound.single_lines` each end of each by its own, which
-        needs the memory of all nodes for each. A step costs about four times what `crown` does.
+        needs the memory of all nodes for each. A step then costs as much as about ten times `crown`.
 
     Returns:
       `bound(*args, spec=None, **kwargs)` as for `ibp`. Its derivative is that of the bound with the lines held where
-      they are. Lines inside a loop (`jax.lax.scan`) are not optimised.
+      they are: those that `optimized_lines` returns, whose bound may be a little looser than the best of all steps if
+      it shares lines or optimises intermediate bounds. Lines inside a loop (`jax.lax.scan`) are not optimised.
 
     Raises:
       UnsupportedError, ValueError: as for `crown`; also fewer steps than 0, a patience below 1, or a strategy for lines
@@ -96,6 +97,9 @@ def alpha_crown(
       ...     print(method(model)(box).lower)
       -2.5
       -1.0
+      >>> joint = jaxbound.alpha_crown(lambda x: -jnp.maximum(-1.5 - model(x), 0.0), intermediate=jaxbound.shared_lines)
+      >>> print(joint(box).lower + 1)
+      1.0
 
     References:
       Xu et al. 2021, arXiv:2011.13824.
@@ -130,14 +134,14 @@ def optimized_lines(
       chunk: how many rows of intermediate bounds go backwards at once; the rows of the spec all do.
 
     Returns:
-      `optimize(*args, spec, free=None, **kwargs)`, which returns `Optimized(bounds, free)` for a spec [S, *out]; given
+      `optimize(*args, spec, free=None, **kwargs)`, which returns `Optimized(bounds, free)` for a spec [S, *out]. Given
       the `free` of an earlier call (for the same function, S rows and the same options) it goes on from there. With no
-      steps a row that has lines of its own gets its earlier bound again, and rows that share theirs get bounds whose
-      sum is the highest of all steps. Where intermediate bounds were optimised, the earlier bounds may be better: they
-      rest on the best intermediate bounds of all steps, not of one.
+      steps a row that has lines of its own gets its earlier bound again, and the bounds of rows that share lines have
+      at least the highest sum of all steps. Where intermediate bounds were optimised, the earlier bounds may be better:
+      they rest on the best intermediate bounds of all steps, not of one.
 
     Raises:
-      UnsupportedError, ValueError: as for `alpha_crown`; also a `free` of another function or number of rows.
+      UnsupportedError, ValueError: as for `alpha_crown`; also a `free` of another function, number of rows or sharing.
 
     Example:
       >>> box, spec = jaxbound.Interval(jnp.full(2, -1.0), jnp.full(2, 1.0)), jnp.array([[1.0, -0.5]])

@@ -26,8 +26,8 @@ OPTIONS = {
 JOINT = {"intermediate": jaxbound.shared_lines}
 
 
-def small(x, activation=jax.nn.relu):
-    for weight in W:
+def small(x, activation=jax.nn.relu, layers=2):
+    for weight in W[:layers]:
         x = activation(weight @ x + 0.1)
     return x + jnp.sum(x)
 
@@ -64,31 +64,27 @@ def test_every_kind_of_node_is_optimised_jointly(name, options, double):
     check(CASES[name], SPEC.astype(float), options)
 
 
-def lines_of(fn, box, *, spec, strategy, parts=Chunks(again=True)):
+def lines_of(fn, box, *, spec, strategy, relu=relax.adaptive):
     """The rows of a spec, with free lines everywhere."""
-    problem = prepare(fn, (box,), {})
-    walk = crown_walk(problem, relax.adaptive, parts=parts)
+    problem, parts = prepare(fn, (box,), {}), Chunks(again=True)
+    walk = crown_walk(problem, relu, parts=parts)
     layers = free_layers(problem, walk, strategy)
-    return Lines(problem, walk, relax.adaptive, problem.rows(spec), len(spec), layers, parts).fixed()
+    return Lines(problem, walk, relu, problem.rows(spec), len(spec), layers, parts).fixed()
 
 
-@pytest.mark.parametrize("strategy", [jaxbound.shared_lines, jaxbound.single_lines])
-def test_derivative_goes_through_intermediate_bounds(strategy, double):
-    fn = functools.partial(small, activation=jnp.tanh)
-    box, spec = soundness.boxes(3)[1], SMALL.astype(float)
-    keys = jax.random.split(jax.random.key(0))
-
-    def noise(tree, key, low):
-        leaves, structure = jax.tree.flatten(tree)
-        drawn = [jax.random.uniform(k, x.shape, minval=low) for k, x in zip(jax.random.split(key, 99), leaves)]
-        return jax.tree.unflatten(structure, drawn)
+@pytest.mark.parametrize("name", ["shared_lines relu", hard("shared_lines tanh"), hard("single_lines tanh")])
+def test_derivative_goes_through_intermediate_bounds(name, double):
+    strategy, activation = name.split()
+    fn = functools.partial(small, activation=getattr(jax.nn, activation), layers=3)
+    box, spec = soundness.boxes(3)[2], soundness.weights(2, 3, seed=6).astype(float)
+    rng = np.random.default_rng(0)
 
     @jax.jit
     def derivatives():
-        lines = lines_of(fn, box, spec=spec, strategy=strategy)
+        lines = lines_of(fn, box, spec=spec, strategy=getattr(jaxbound, strategy), relu=relax.constant)
         assert len(lines.layers) == 2
-        middle = jax.tree.map(lambda x: 0.3 + 0.4 * x, noise(lines.start(), keys[0], 0.0))
-        direction = noise(middle, keys[1], -1.0)
+        middle = jax.tree.map(lambda x: rng.uniform(0.3, 0.7, x.shape), lines.start())
+        direction = jax.tree.map(lambda x: rng.uniform(-1, 1, x.shape), middle)
 
         def value(step):
             free = jax.tree.map(lambda x, d: x + step * d, middle, direction)
@@ -97,11 +93,11 @@ def test_derivative_goes_through_intermediate_bounds(strategy, double):
         slopes = jax.grad(lambda free: lines.bounds(free)[0].sum())(middle)
         along = sum(jnp.vdot(a, b) for a, b in zip(*map(jax.tree.leaves, (slopes, direction)), strict=True))
         inner = [jnp.abs(x).max() for label, node in slopes.items() if "/" in label for x in node]
-        return along, jnp.stack(inner), (value(1e-6) - value(-1e-6)) / 2e-6
+        return along, jnp.stack(inner), jax.vmap(value)(jnp.array([1e-6, -1e-6]))
 
-    along, inner, expected = derivatives()
-    assert inner.max() > 1e-4
-    np.testing.assert_allclose(along, expected, rtol=1e-6)
+    along, inner, (after, before) = derivatives()
+    assert (inner > 1e-3).sum() >= 2
+    np.testing.assert_allclose(along, (after - before) / 2e-6, rtol=1e-6)
 
 
 def test_best_intermediate_bounds_are_kept(double):
@@ -124,28 +120,37 @@ def test_best_intermediate_bounds_are_kept(double):
 
 
 def test_rows_that_share_lines_have_those_of_the_highest_sum(double):
-    box, spec = soundness.boxes(4)[2], SPEC.astype(float)
-    make = functools.partial(jaxbound.optimized_lines, CASES["relu"], lines=jaxbound.shared_lines)
-    first = jax.jit(lambda: make(steps=6)(box, spec=spec))()
+    box, spec = soundness.boxes(3)[1], SMALL.astype(float)
+
+    @jax.jit
+    def found():
+        make = functools.partial(jaxbound.optimized_lines, small, lines=jaxbound.shared_lines)
+        first = make(steps=6)(box, spec=spec)
+        again = make(steps=0)(box, spec=spec, free=first.free)
+        return first, again.bounds, jaxbound.crown(small)(box, spec=spec)
+
+    first, again, crown = found()
     assert all(len(leaf) == 1 for leaf in jax.tree.leaves(first.free))
-    again = make(steps=0)(box, spec=spec, free=first.free)
-    np.testing.assert_allclose(again.bounds, first.bounds, rtol=1e-1)
-    assert (again.bounds <= first.bounds + 1e-12).all()
-    crown = jaxbound.crown(CASES["relu"])(box, spec=spec)
-    assert again.bounds.sum() > crown.sum() + 1e-6
+    assert (first.bounds >= again - 1e-12).all() and (again >= crown).all()
+    assert again.sum() > crown.sum() + 1e-6
 
 
 def test_going_on_where_intermediate_bounds_were_optimised(double):
     box, spec = soundness.boxes(3)[1], SMALL.astype(float)
     make = functools.partial(jaxbound.optimized_lines, small, **JOINT)
-    first = jax.jit(lambda: make(steps=4)(box, spec=spec))()
-    further = jax.jit(lambda free: [make(steps=n)(box, spec=spec, free=free).bounds for n in (0, 6)])
-    again, more = further(first.free)
-    crown, fixed = jaxbound.crown(small)(box, spec=spec), jaxbound.alpha_crown(small, steps=10)(box, spec=spec)
-    assert (again >= crown).all() and again.sum() > crown.sum() + 1e-6
-    assert (more >= again).all() and more.sum() > first.bounds.sum() and more.sum() > fixed.sum() + 1e-6
-    smaller = soundness.scaled(box, 0.5)
-    np.testing.assert_array_less(first.bounds, make(steps=0)(smaller, spec=spec, free=first.free).bounds)
+
+    @jax.jit
+    def found(box):
+        first = make(steps=3)(box, spec=spec)
+        again = make(steps=0)(soundness.scaled(box, 0.5), spec=spec, free=first.free)
+        further = make(steps=6)(box, spec=spec, free=first.free)
+        fixed = jaxbound.alpha_crown(small, steps=9)(box, spec=spec)
+        crown = jaxbound.crown(small)(box, spec=spec)
+        return [x.sum() for x in (crown, first.bounds, further.bounds, again.bounds, fixed)]
+
+    *growing, fixed = found(box)
+    assert (np.diff(growing) > 1e-6).all()
+    assert growing[2] > fixed + 1e-6
 
 
 @pytest.mark.slow
@@ -188,10 +193,14 @@ def test_chunks_change_nothing_and_rows_are_shared(double):
 
 def test_errors():
     box, spec = soundness.boxes(3)[0], SMALL
+
+    def bound(make, fn=small, **others):
+        return jax.eval_shape(lambda: make(fn, steps=1, **others)(box, spec=spec))
+
     with pytest.raises(ValueError, match="that divides it, got 3"):
-        jaxbound.alpha_crown(small, lines=lambda rows: 3)(box, spec=spec)
+        bound(jaxbound.alpha_crown, lines=lambda rows: 3)
     with pytest.raises(ValueError, match="that divides it, got 0"):
-        jaxbound.alpha_crown(small, intermediate=lambda rows: 0)(box, spec=spec)
-    free = jaxbound.optimized_lines(jax.nn.relu, steps=0)(box, spec=spec).free
+        bound(jaxbound.alpha_crown, intermediate=lambda rows: 0)
+    free = jax.tree.map(lambda x: np.zeros(x.shape), bound(jaxbound.optimized_lines, jax.nn.relu).free)
     with pytest.raises(ValueError, match="same `lines` and `intermediate`"):
-        jaxbound.optimized_lines(jax.nn.relu, steps=0, lines=jaxbound.shared_lines)(box, spec=spec, free=free)
+        jaxbound.optimized_lines(jax.nn.relu, lines=jaxbound.shared_lines)(box, spec=spec, free=free)
