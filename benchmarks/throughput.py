@@ -18,7 +18,8 @@ import numpy as np
 import optax
 
 from experiments.common import data, methods, models, placement, train
-from experiments.common.flags import PRECISIONS, CrownConfig, UserError
+from experiments.common.errors import UserError
+from experiments.common.flags import PRECISIONS, CrownConfig
 
 SHAPES = {"mnist": (28, 28, 1), "cifar10": (32, 32, 3)}
 SIZE = 10_000  # random examples that batches are drawn from

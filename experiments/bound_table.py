@@ -13,19 +13,17 @@ References:
 import functools
 import json
 import pathlib
-import sys
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from absl import app, flags
-from absl import logging as absl_logging
 
 import jaxbound
 from experiments.common import data, job, report, train
+from experiments.common.errors import one_line, refuse_arguments
 from experiments.common.evaluate import Examples, exact, margin_bounds
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError, refuse_arguments
 
 LINES = {"tight": jaxbound.relax.tight, "adaptive": jaxbound.relax.adaptive}
 
@@ -115,7 +113,7 @@ def run(workdir: str, *, radius: float, size: int, batch_size: int, data_dir: st
     """Compares the bounds on a finished run's network and writes `bound_table.json` into its folder.
 
     Raises:
-      UserError, DataError: mistakes that the user can mend.
+      UserError: mistakes that the user can mend.
     """
     folder = pathlib.Path(workdir)
     this, states = job.finished(folder, data_dir=data_dir, eval_size=size)
@@ -136,13 +134,10 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
     names = ("workdir", "radius", "size", "batch_size", "data_dir")
-    try:
+    with one_line("bound_table"):
         refuse_arguments(argv)
         print(table(run(**{name: flags.FLAGS[name].value for name in names})))
-    except (UserError, data.DataError) as error:
-        sys.exit(f"bound_table: {error}")
 
 
 if __name__ == "__main__":

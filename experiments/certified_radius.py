@@ -9,7 +9,6 @@ was interrupted. `certified_radius.json` is the summary, `certified_radius.png` 
 
 import json
 import pathlib
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +16,11 @@ import jax
 import matplotlib.figure
 import numpy as np
 from absl import app, flags
-from absl import logging as absl_logging
 
 from experiments.common import cascade, data, evaluate, job, report
+from experiments.common.errors import one_line, refuse_arguments
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError, define_changes, read_changes, refuse_arguments
+from experiments.common.flags import define_changes, read_changes
 from experiments.common.records import Records
 
 # The run's own flags that can be given other values here.
@@ -88,7 +87,7 @@ def run(workdir: str, names: Sequence[str], *, halvings: int = 12, **changes: An
       **changes: of the run's flags.
 
     Raises:
-      UserError, DataError: mistakes that the user can mend.
+      UserError: mistakes that the user can mend.
     """
     folder = pathlib.Path(workdir)
     this, (state, *_) = job.finished(folder, **changes)
@@ -148,17 +147,12 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
     workdir, method, size, halvings = (
         flags.FLAGS[name].value for name in ("workdir", "method", "num_examples", "halvings")
     )
-    try:
+    with one_line("certified_radius", resumes=True):
         refuse_arguments(argv)
         print(table(run(workdir, method, halvings=halvings, eval_size=size, **read_changes(CHANGES))))
-    except (UserError, data.DataError) as error:
-        sys.exit(f"certified_radius: {error}")
-    except KeyboardInterrupt:
-        sys.exit("certified_radius: interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

@@ -11,18 +11,17 @@ References:
 
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import matplotlib.figure
 import numpy as np
 from absl import app, flags
-from absl import logging as absl_logging
 
 from experiments.common import data, job, report
+from experiments.common.errors import UserError, one_line, refuse_arguments
 from experiments.common.files import replace_text, writable_folder
-from experiments.common.flags import Config, UserError, refuse_arguments
+from experiments.common.flags import Config
 
 
 class Curve(NamedTuple):
@@ -122,7 +121,7 @@ def compare(
       **changes: of the runs' flags.
 
     Raises:
-      UserError, DataError: mistakes that the user can mend.
+      UserError: mistakes that the user can mend.
     """
     if not runs or len(radii) < 2 or list(radii) != sorted(radii):
         raise UserError("give --runs=FOLDER,FOLDER,..., and at least two --radii in increasing order")
@@ -148,16 +147,13 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
     names = ("data_dir", "eval_size", "attacked", "pgd_steps")
     options = {name: flags.FLAGS[name].value for name in names}
-    try:
+    with one_line("drawdown", ValueError):
         refuse_arguments(argv)
         radii = [float(radius) for radius in flags.FLAGS["radii"].value]
         curves = compare(flags.FLAGS["runs"].value, flags.FLAGS["out"].value, radii=radii, **options)
-    except (UserError, data.DataError, ValueError) as error:
-        sys.exit(f"drawdown: {error}")
-    print(table(curves, radii))
+        print(table(curves, radii))
 
 
 if __name__ == "__main__":

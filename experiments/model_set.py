@@ -19,11 +19,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from absl import flags as absl_flags
-from absl import logging as absl_logging
 
-from experiments.common import data, flags, models, processes, run
+from experiments.common import flags, models, processes, run
+from experiments.common.errors import one_line
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError
 
 PROGRAMS = ("mnist_ibp", "mnist_crown_ibp", "mnist_global", "cifar10_ibp", "cifar10_crown_ibp", "tinyimagenet_ibp")
 
@@ -68,18 +67,15 @@ def main(argv: list[str]) -> None:
     early = absl_flags.FlagValues()
     absl_flags.DEFINE_enum("program", "mnist_ibp", PROGRAMS, "what trains them", flag_values=early)
     absl_flags.DEFINE_enum("set", "mnist_small", tuple(models.MODEL_SETS), "the family", flag_values=early)
-    try:
+    with one_line("model_set", absl_flags.Error):
         rest = early(argv, known_only=True)
         program = importlib.import_module(f"experiments.{early.program}")
         values = absl_flags.FlagValues()
         flags.define(program.DEFAULTS, values)
         values(rest)
-        absl_logging.set_verbosity(absl_logging.ERROR)
         config = flags.read(program.DEFAULTS, values)
         processes.start(config)
         content = train(program, config, models.MODEL_SETS[early.set])
-    except (UserError, data.DataError, absl_flags.Error) as error:
-        sys.exit(f"model_set: {error}")
     if content is None or not processes.is_first():
         return
     content = {"set": early.set, **content}

@@ -16,7 +16,6 @@ References:
 
 import json
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -24,12 +23,12 @@ import jax
 import jax.numpy as jnp
 import matplotlib.figure
 import numpy as np
-from absl import app, flags, logging
+from absl import app, flags
 
 import jaxbound
 from experiments.common import data, models, report
+from experiments.common.errors import UserError, one_line, refuse_arguments
 from experiments.common.files import replace_text, writable_folder
-from experiments.common.flags import UserError
 
 BATCH = 64  # images that the batch's statistics are over
 
@@ -153,7 +152,7 @@ def run(options: Mapping[str, Any]) -> str:
       options: the flags' values by name.
 
     Raises:
-      UserError, DataError: mistakes that the user can mend.
+      UserError: mistakes that the user can mend.
     """
     if unknown := [name for name in options["models"] if not models.is_model(name)]:
         raise UserError(f"--models: there is no {unknown[0]!r}: choose among {', '.join(models.NAMES)}")
@@ -170,14 +169,10 @@ def run(options: Mapping[str, Any]) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {' '.join(argv[1:])}")
-    logging.set_verbosity(logging.ERROR)
     names = ("models", "init", "dataset", "data_dir", "radius", "images", "seeds", "out")
-    try:
+    with one_line("plot_init"):
+        refuse_arguments(argv)
         print(run({name: flags.FLAGS[name].value for name in names}))
-    except (UserError, data.DataError) as error:
-        sys.exit(f"plot_init: {error}")
 
 
 if __name__ == "__main__":

@@ -10,14 +10,13 @@ import json
 import pathlib
 import shutil
 import statistics
-import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from absl import app, flags
 
+from experiments.common.errors import one_line, refuse_arguments
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError, refuse_arguments
 from experiments.common.published import ROWS, Row
 
 HERE = pathlib.Path(__file__).parent
@@ -120,10 +119,8 @@ def rewrite(readme: pathlib.Path, text: str) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
-    try:
+    with one_line("results"):
         refuse_arguments(argv)
-    except UserError as error:
-        sys.exit(f"results: {error}")
     folder, runs = HERE / "results", flags.FLAGS["runs"].value
     if runs:
         names = [path.stem for path in (HERE / "flags").glob("*.flags")]

@@ -9,16 +9,15 @@ adds what is missing. `verified_RADIUS.json` is the summary.
 
 import json
 import pathlib
-import sys
 from collections.abc import Sequence
 from typing import Any
 
 from absl import app, flags
-from absl import logging as absl_logging
 
-from experiments.common import cascade, data, job, report
+from experiments.common import cascade, job, report
+from experiments.common.errors import one_line, refuse_arguments
 from experiments.common.files import replace_text
-from experiments.common.flags import UserError, define_changes, read_changes, refuse_arguments
+from experiments.common.flags import define_changes, read_changes
 from experiments.common.records import Records
 
 # The run's own flags that can be given other values here.
@@ -37,7 +36,7 @@ def run(workdir: str, names: Sequence[str], *, radius: float | None = None, **ch
       **changes: of the run's flags.
 
     Raises:
-      UserError, DataError: mistakes that the user can mend.
+      UserError: mistakes that the user can mend.
     """
     folder = pathlib.Path(workdir)
     this, (state, *_) = job.finished(folder, **changes)
@@ -62,18 +61,13 @@ def define_flags() -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the program."""
-    absl_logging.set_verbosity(absl_logging.ERROR)
     workdir, method, radius, size = (
         flags.FLAGS[name].value for name in ("workdir", "method", "radius", "num_examples")
     )
-    try:
+    with one_line("verify", resumes=True):
         refuse_arguments(argv)
         found = run(workdir, method, radius=radius, eval_size=size, **read_changes(CHANGES))
         print(cascade.table(found))
-    except (UserError, data.DataError) as error:
-        sys.exit(f"verify: {error}")
-    except KeyboardInterrupt:
-        sys.exit("verify: interrupted; the same command goes on from here")
 
 
 if __name__ == "__main__":

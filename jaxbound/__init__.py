@@ -16,8 +16,9 @@ from jaxbound.radii import certified_radius
 from jaxbound.rules.activations import Elementwise, atomic, ramp
 from jaxbound.rules.registry import UnsupportedError
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation
-from jaxbound.sets import Ball, Interval, contains, l1_ball, l2_ball, linf_ball, midpoint, radius, tightest
+from jaxbound.sets import Ball, Interval, SupportSet, contains, l1_ball, l2_ball, linf_ball, midpoint, radius, tightest
 from jaxbound.specs import identity_spec, margin_spec, runner_up_spec, worst_case_logits
+from jaxbound.support import substitutions, support_set
 
 __version__ = "0.1.0"
 
@@ -34,6 +35,7 @@ __all__ = [
     "Optimized",
     "Planes",
     "Relaxation",
+    "SupportSet",
     "UnsupportedError",
     "alpha_crown",
     "atomic",
@@ -71,6 +73,8 @@ __all__ = [
     "shared_rows",
     "single_lines",
     "single_rows",
+    "substitutions",
+    "support_set",
     "testing",
     "tightest",
     "worst_case_logits",

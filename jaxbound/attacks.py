@@ -137,7 +137,7 @@ def _moves(region: Set) -> _Moves:
         return _moves_in_ball(region)
     kind = f"a ball of p = {region.p}" if isinstance(region, Ball) else type(region).__name__
     raise TypeError(
-        f"pgd attacks a box (jaxbound.Interval) or a ball (jaxbound.Ball) of p = 2 or inf, got {kind}; other balls can "
+        f"pgd attacks a box (jaxbound.Interval) or a ball (jaxbound.Ball) of p = 2 or inf, got {kind}; other sets can "
         f"only be attacked from inside, through a box or a ball of p = 2 that they contain"
     )
 

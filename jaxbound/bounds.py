@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbound.sets import Array, Ball, Interval, Set, bounding_box, dual_exponent, is_set, norm
+from jaxbound.sets import Array, Ball, Interval, Set, SupportSet, bounding_box, dual_exponent, is_set, norm
 
 
 class LinearBound(NamedTuple):
@@ -24,7 +24,7 @@ class LinearBound(NamedTuple):
     def concretize(self, *args: Any) -> Array:
         """The lowest value over the sets: [S].
 
-        <coeffs, center> - ||coeffs * radius||_q per set, with 1/p + 1/q = 1.
+        <coeffs, center> - ||coeffs * radius||_q per ball, with 1/p + 1/q = 1; -support(-coeffs) per SupportSet.
 
         Args:
           *args: the arguments that the bound function was given, with the sets in them.
@@ -69,23 +69,39 @@ def worst_input(coeffs: Array, region: Set) -> Array:
     """
     if isinstance(region, Interval):
         return jnp.where(coeffs >= 0, region.lower, region.upper)
-    free = region.center - region.radius * _dual_direction(coeffs * region.radius, region.p)
-    if region.clip is None:
-        return free
+    curved = _worst_within(coeffs, region)
+    if not _has_box(region):
+        return curved
     box = bounding_box(region)
-    return jnp.where(_ball_minimum(coeffs, region) >= _minimum(coeffs, box), free, worst_input(coeffs, box))
+    return jnp.where(_minimum_within(coeffs, region) >= _minimum(coeffs, box), curved, worst_input(coeffs, box))
 
 
 def _minimum(coeffs: Array, region: Set) -> Array:
     if isinstance(region, Interval):
         return jnp.sum(coeffs * worst_input(coeffs, region))
-    lowest = _ball_minimum(coeffs, region)
-    # Both the ball and the clipped box contain the set, so the larger of their minima is a bound.
-    return lowest if region.clip is None else jnp.maximum(lowest, _minimum(coeffs, bounding_box(region)))
+    lowest = _minimum_within(coeffs, region)
+    # Both the ball (or what the support function describes) and the box contain the set: the larger minimum is a bound.
+    return jnp.maximum(lowest, _minimum(coeffs, bounding_box(region))) if _has_box(region) else lowest
 
 
-def _ball_minimum(coeffs: Array, ball: Ball) -> Array:
-    return jnp.sum(coeffs * ball.center) - norm(coeffs * ball.radius, dual_exponent(ball.p))
+def _has_box(region: Ball | SupportSet) -> bool:
+    return isinstance(region, SupportSet) or region.clip is not None
+
+
+# A set without its box.
+
+
+def _minimum_within(coeffs: Array, region: Ball | SupportSet) -> Array:
+    if isinstance(region, SupportSet):
+        return -region.largest(-coeffs)
+    return jnp.sum(coeffs * region.center) - norm(coeffs * region.radius, dual_exponent(region.p))
+
+
+def _worst_within(coeffs: Array, region: Ball | SupportSet) -> Array:
+    if isinstance(region, SupportSet):
+        # All points are equally bad for coefficients of zero, where a support function may have no derivative.
+        return jax.grad(region.support)(jnp.where(jnp.all(coeffs == 0), 1, -coeffs), *region.parameters)
+    return region.center - region.radius * _dual_direction(coeffs * region.radius, region.p)
 
 
 def _dual_direction(v: Array, p: float) -> Array:

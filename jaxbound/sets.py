@@ -1,4 +1,4 @@
-"""Sets of inputs: boxes and l_p balls.
+"""Sets of inputs: boxes, l_p balls, and convex sets known by their support functions.
 
 A set stands where an array would: any leaf of a bound function's arguments may be one. Sets are plain pytrees of
 arrays without operators, so `jax.vmap` over a batch of sets, `jit` and `grad` need nothing special.
@@ -7,6 +7,7 @@ arrays without operators, so `jax.vmap` over a batch of sets, `jit` and `grad` n
 import dataclasses
 import functools
 import math
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -36,12 +37,25 @@ class Interval(NamedTuple):
 class Ball:
     """An l_p ball, {center + radius * d : ||d||_p <= 1}, intersected with the box `clip` if there is one.
 
+    Several inputs that share one radius are one Ball of a flat vector, which the function takes apart. Linear bounds
+    then know what the inputs share; intervals do not, once these are apart.
+
     Attributes:
       center: array of any shape. The norm runs over all of its coordinates: a batch of balls is made by `jax.vmap`.
       radius: array of the same shape. Equal entries are the usual ball, others an ellipsoid (one radius per pixel, or
         a ball of pixel space seen in normalised space).
       p: 1, 2, or any other number >= 1; `math.inf` is a box.
       clip: an Interval, or None.
+
+    Example:
+      >>> from jax.flatten_util import ravel_pytree
+      >>> inputs = {"pixels": jnp.array([0.5, 0.25]), "gain": jnp.array(2.0)}
+      >>> flat, unravel = ravel_pytree(inputs)
+      >>> def model(x):
+      ...     return jnp.sum(x["pixels"]) + x["gain"]
+      >>> joint = jaxbound.Ball(flat, jnp.full_like(flat, 0.1), p=1)
+      >>> jaxbound.crown_ibp(lambda z: model(unravel(z)))(joint)  # with a ball for each it would be -+ 0.2
+      Interval(lower=Array(2.65, dtype=float32), upper=Array(2.85, dtype=float32))
     """
 
     center: Array
@@ -55,12 +69,51 @@ class Ball:
         return jnp.shape(self.center)
 
 
-Set = Interval | Ball
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["parameters", "box"], meta_fields=["support"])
+@dataclasses.dataclass(frozen=True)
+class SupportSet:
+    """A convex set known by its support function, intersected with a box. `jaxbound.support_set` makes one.
+
+    Bounds of linear functions are exact. Intervals (`ibp`) take the set through the first product with weights row by
+    row, one value of the support function for each end, if its matrix has at most 2^22 elements; else they start from
+    the box. Linear bounds (`crown_ibp`, `crown`, `lbp`) end on the set itself, whatever its size.
+
+    Attributes:
+      support: (c, *parameters) -> the largest <c, x> over the set, one number, for any c of the set's shape: a pure JAX
+        function. Its derivative with respect to c, away from zero, is a point of the set where <c, x> is largest. (It
+        serves gradients of bounds only. A norm of a part of c needs a derivative where that part is zero.)
+      parameters: pytrees of arrays. What the set depends on belongs here rather than into the function, which counts as
+        a constant: then sets can be made by `vmap`, pass through `jit`, and be differentiated.
+      box: a finite Interval around the set.
+    """
+
+    support: Callable[..., Array]
+    parameters: tuple[Any, ...]
+    box: Interval
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the inputs."""
+        return jnp.shape(self.box.lower)
+
+    def largest(self, c: Array) -> Array:
+        """The largest <c, x>, by the support function."""
+        return self.support(c, *self.parameters)
+
+
+Set = Interval | Ball | SupportSet
 
 
 def is_set(leaf: Any) -> bool:
     """Whether a pytree leaf is a set; the `is_leaf` of every tree function that looks at arguments."""
-    return isinstance(leaf, Interval | Ball)
+    return isinstance(leaf, Interval | Ball | SupportSet)
+
+
+def element(region: Set) -> Array:
+    """An array of the shape and type of a set's elements."""
+    if isinstance(region, Interval):
+        return region.lower
+    return region.center if isinstance(region, Ball) else region.box.lower
 
 
 def midpoint(box: Interval) -> Array:
@@ -74,9 +127,11 @@ def radius(box: Interval) -> Array:
 
 
 def bounding_box(region: Set) -> Interval:
-    """The smallest box around a set (for a clipped ball: around the ball, intersected with the clip box)."""
+    """The smallest box known around a set (for a clipped ball: around the ball, intersected with the clip box)."""
     if isinstance(region, Interval):
         return region
+    if isinstance(region, SupportSet):
+        return region.box
     box = Interval(region.center - region.radius, region.center + region.radius)
     if region.clip is None:
         return box
@@ -92,6 +147,9 @@ def contains(region: Set, x: Array, *, tolerance: float = 0.0) -> Array:
       x: array of the set's shape.
       tolerance: how far outside still counts, in the set's own units (for a ball: a fraction of its radius).
 
+    Raises:
+      TypeError: a SupportSet, of which no finite number of values of its support function says whether x is inside.
+
     Example:
       >>> box = jaxbound.linf_ball(jnp.array([0.5, 0.95]), 0.1)
       >>> bool(jaxbound.contains(box, jnp.array([0.45, 1.0]))), bool(jaxbound.contains(box, jnp.array([0.45, 1.01])))
@@ -99,6 +157,8 @@ def contains(region: Set, x: Array, *, tolerance: float = 0.0) -> Array:
     """
     if isinstance(region, Interval):
         return jnp.all((x >= region.lower - tolerance) & (x <= region.upper + tolerance))
+    if isinstance(region, SupportSet):
+        raise TypeError("a support function does not say which points are in its SupportSet; its `box` contains it")
     fixed = region.radius == 0
     offset = (x - region.center) / jnp.where(fixed, 1, region.radius)
     outside = jnp.any(fixed & (jnp.abs(offset) > tolerance))

@@ -1,13 +1,14 @@
-"""Checks for rules that users write."""
+"""Checks for rules and sets that users write."""
 
 from collections.abc import Callable
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxbound.rules.activations import Elementwise
-from jaxbound.sets import Interval
+from jaxbound.sets import Interval, SupportSet, element
 
 
 def check_rule(
@@ -73,3 +74,59 @@ def _check(name: str, below: Any, above: Any, *, boxes: list[Interval], points: 
             f"{float(p[k])} in [{float(b.lower[k])}, {float(b.upper[k])}]" for p, b in zip(points, boxes, strict=True)
         )
         raise AssertionError(f"the {name} is violated by {float(excess[k])} at {where}")
+
+
+def check_support(region: SupportSet, points: Any = None, *, seed: int = 0) -> None:
+    """Samples what must be true of a support function h, in dense and in sparse directions c and d.
+
+    h(c + d) <= h(c) + h(d), h(3 c) = 3 h(c), and the derivative x of h at c has <c, x> = h(c). This does not show that
+    h is large enough for the set that was meant; points of that set do, where there are any: <c, point> <= h(c).
+
+    Args:
+      region: one set, no batch.
+      points: points [N, *shape] that must lie in the set.
+      seed: of the samples.
+
+    Raises:
+      AssertionError: one of these is violated, or NaN; or a point lies outside the box.
+
+    Example:
+      >>> def disk(c, radius):
+      ...     return radius * jnp.sqrt(jnp.sum(c * c))
+      >>> rim = jnp.array([[0.5, 0.0], [0.3, 0.4]])
+      >>> jaxbound.testing.check_support(jaxbound.support_set(disk, 0.5, shape=(2,)), rim)
+      >>> jaxbound.testing.check_support(jaxbound.support_set(disk, 0.25, shape=(2,)), rim)
+      Traceback (most recent call last):
+      AssertionError: a point lies outside the set: ...
+    """
+    like = element(region)
+    c, d = (_directions(np.random.default_rng((seed, k)), like) for k in range(2))
+    largest, product = jax.vmap(region.largest), jax.vmap(lambda c, x: jnp.sum(c * x))
+    attained = product(c, jax.vmap(jax.grad(region.largest))(c))
+    _compare("a support function must be subadditive: h(c + d) <= h(c) + h(d)", largest(c + d), largest(c) + largest(d))
+    for below, above in ((largest(3 * c), 3 * largest(c)), (3 * largest(c), largest(3 * c))):
+        _compare("a support function must be positively homogeneous: h(3 c) = 3 h(c)", below, above)
+    for below, above in ((attained, largest(c)), (largest(c), attained)):
+        _compare("the derivative of a support function must be a point with <c, x> = h(c)", below, above)
+    for point in () if points is None else jnp.asarray(points, like.dtype):
+        everywhere = jnp.broadcast_to(point, c.shape)
+        _compare("a point lies outside the set: <c, x> <= h(c)", product(c, everywhere), largest(c))
+        _compare("a point lies outside the box", jnp.ravel(region.box.lower), jnp.ravel(point))
+        _compare("a point lies outside the box", jnp.ravel(point), jnp.ravel(region.box.upper))
+
+
+def _directions(rng: np.random.Generator, like: Any, count: int = 256) -> Any:
+    """Random arrays, half of them with many zeros."""
+    axes = tuple(range(1, like.ndim + 1))
+    kept = rng.uniform(size=(count, *like.shape)) < np.expand_dims(rng.choice([0.2, 1.0], count), axes)
+    kept |= ~kept.any(axis=axes, keepdims=True)
+    return jnp.asarray(kept * rng.normal(size=kept.shape), like.dtype)
+
+
+def _compare(claim: str, below: Any, above: Any) -> None:
+    """Raises unless below <= above up to rounding."""
+    slack = 1024 * jnp.finfo(below.dtype).eps * (1 + jnp.abs(below) + jnp.abs(above))
+    excess = jnp.where(jnp.isnan(below - above), jnp.inf, below - above - slack)
+    if jnp.max(excess, initial=-jnp.inf) > 0:
+        k = int(jnp.argmax(excess))
+        raise AssertionError(f"{claim}, violated by {float(below[k])} > {float(above[k])}")

@@ -15,6 +15,7 @@ ANYTHING = ("",)
 LAYERS = {
     "sets": (),
     "adapters": (),
+    "support": ("sets",),
     "bounds": ("sets",),
     "program": (),
     "tracing": ("program",),
@@ -22,7 +23,7 @@ LAYERS = {
     "rules.relaxation": ("sets", "bounds"),
     "rules": ("sets", "bounds", "rules"),
     "relax": ("sets", "rules.relaxation"),
-    "methods": ("sets", "bounds", "specs", "program", "tracing", "sameness", "rules", "relax", "methods"),
+    "methods": ("sets", "support", "bounds", "specs", "program", "tracing", "sameness", "rules", "relax", "methods"),
     "specs": ("sets",),
     "radii": ("sets",),
     "losses": ("sets", "specs", "losses"),

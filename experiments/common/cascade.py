@@ -16,7 +16,7 @@ import numpy as np
 
 from experiments.common import evaluate, job
 from experiments.common.data import Split
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 from experiments.common.records import Records
 from jaxbound import attacks
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 
-from experiments.common.flags import UserError, first_line
+from experiments.common.errors import UserError, first_line
 
 METRIC = "test_verified_error"  # the best checkpoint has the smallest
 

@@ -4,7 +4,7 @@ import os
 import pathlib
 import tempfile
 
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:

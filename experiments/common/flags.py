@@ -7,20 +7,12 @@ from typing import Any
 from absl import flags
 
 from experiments.common import augment, data, models
+from experiments.common.errors import UserError
 from jaxbound import losses
 
 # As JAX names them. highest: float32, whatever it costs; high: TF32 on GPUs, three bfloat16 products on TPUs; default:
 # TF32 on GPUs, one bfloat16 product on TPUs. On CPUs all are float32.
 PRECISIONS = ("highest", "high", "default")
-
-
-class UserError(Exception):
-    """A mistake that the user can mend; the message says what, where and what to do. Programs exit with it."""
-
-
-def first_line(error: Exception) -> str:
-    """What a library's error says, short enough to be quoted in ours."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
 
 
 def _flag(default: Any, text: str, **limits: Any) -> Any:
@@ -305,9 +297,3 @@ def read(defaults: Config, values: flags.FlagValues = flags.FLAGS) -> Config:
       UserError: where a value is outside its limits.
     """
     return type(defaults)(**{field.name: values[field.name].value for field in dataclasses.fields(defaults)})
-
-
-def refuse_arguments(argv: Sequence[str]) -> None:
-    """Raises UserError for an argument that is no flag, in a command line as absl leaves it to a program."""
-    if len(argv) > 1:
-        raise UserError(f"unexpected argument {argv[1]!r}: values are given as --flag=value")

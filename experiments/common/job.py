@@ -13,8 +13,9 @@ import jax
 
 import jaxbound.nn
 from experiments.common import augment, checkpoints, data, methods, models, placement, recipes, train
+from experiments.common.errors import UserError
 from experiments.common.evaluate import Evaluation
-from experiments.common.flags import Config, UserError
+from experiments.common.flags import Config
 
 # (network, flags) -> the bound that it is trained by
 MakeBound = Callable[[models.Network, Any], methods.Bound]
@@ -52,7 +53,7 @@ def make(name: str, make_bound: MakeBound, config: Config) -> Job:
     """Prepares a run.
 
     Raises:
-      UserError, DataError: mistakes that the user can mend.
+      UserError: mistakes that the user can mend.
     """
     config = _verifiable(config)
     dataset = data.load(config.dataset, config.data_dir)

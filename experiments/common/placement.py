@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from experiments.common import data
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 
 DATA, MODEL = "data", "model"  # the mesh's axes: examples; features of parameters, and rows of bounds
 

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from experiments.common.flags import Config, UserError, first_line
+from experiments.common.errors import UserError, first_line
+from experiments.common.flags import Config
 
 _LONGEST = 1 << 16  # bytes of a process's flags
 

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import tqdm
 
+from experiments.common.errors import UserError
+
 SOCKET_SECONDS = 10.0  # the longest wait for one answer of a server
 OPEN_SECONDS = 12.0  # the longest wait for a connection, name resolution included
 CHUNK = 1 << 18
@@ -26,7 +28,7 @@ _TINY_IMAGENET_FOLDER = "tiny-imagenet-200"
 TINY_IMAGENET_EACH = 500  # training images of a class
 
 
-class DataError(Exception):
+class DataError(UserError):
     """A data set that cannot be used; the message says which file is at fault and what to do."""
 
 

@@ -6,8 +6,8 @@ import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from experiments.common.errors import UserError
 from experiments.common.files import replace_text, writable_folder
-from experiments.common.flags import UserError
 
 
 class Records:

@@ -9,15 +9,15 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import absl.logging
 import numpy as np
 import tqdm
 from absl import app
 
-from experiments.common import checkpoints, data, flags, metrics, processes, profile, recipes, report, train
+from experiments.common import checkpoints, flags, metrics, processes, profile, recipes, report, train
 from experiments.common import job as jobs
+from experiments.common.errors import one_line, refuse_arguments
 from experiments.common.files import writable_folder
-from experiments.common.flags import Config, UserError
+from experiments.common.flags import Config
 from experiments.common.job import Job, MakeBound
 
 DIGITS = 8  # examples drawn with their certified radius
@@ -34,14 +34,11 @@ def main(name: str, make_bound: MakeBound, defaults: Config) -> None:
     flags.define(defaults)
 
     def program(argv: list[str]) -> None:
-        absl.logging.set_verbosity(absl.logging.ERROR)  # Orbax would tell of every checkpoint
-        try:
-            flags.refuse_arguments(argv)
+        with one_line(name):
+            refuse_arguments(argv)
             config = flags.read(defaults)
             processes.start(config)
             run(name, make_bound, config)
-        except (UserError, data.DataError) as error:
-            sys.exit(f"{name}: {error}")
 
     app.run(program)
 
@@ -58,7 +55,7 @@ def run(name: str, make_bound: MakeBound, config: Config) -> list[dict[str, Any]
       The content of `results.json` for each seed; None where a SIGTERM or Ctrl-C stopped training, after a checkpoint.
 
     Raises:
-      UserError, DataError: mistakes that the user can mend.
+      UserError: mistakes that the user can mend.
     """
     workdir = writable_folder(config.workdir)
     job = jobs.make(name, make_bound, config)

@@ -17,7 +17,7 @@ import optax
 
 import jaxbound.nn
 from experiments.common import data
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 from experiments.common.placement import Placement
 
 AHEAD = 2  # batches sent to the devices before they are needed

@@ -23,7 +23,7 @@ from jaxbound.methods.replay import Nodes
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear
 from jaxbound.rules.relaxation import Relaxation
-from jaxbound.sets import Array, Interval, Set, bounding_box
+from jaxbound.sets import Array, Interval, Set, element
 
 
 class AffinePair(NamedTuple):
@@ -41,7 +41,7 @@ class AffinePair(NamedTuple):
 
 def identity(sets: Sequence[Set]) -> list[AffinePair]:
     """The inputs as functions of themselves."""
-    arrays = [s.lower if isinstance(s, Interval) else s.center for s in sets]
+    arrays = [element(s) for s in sets]
     total, start, pairs = sum(x.size for x in arrays), 0, []
     for x in arrays:
         coeffs, bias = jnp.eye(total, x.size, -start, dtype=x.dtype).reshape(total, *x.shape), jnp.zeros_like(x)
@@ -53,7 +53,7 @@ def identity(sets: Sequence[Set]) -> list[AffinePair]:
 def lowest(rows: Array, bias: Array, sets: Sequence[Set]) -> Array:
     """The lowest values [S] on the sets of affine functions with coefficients [S, N]."""
     coeffs, start = [], 0
-    for shape in (bounding_box(s).lower.shape for s in sets):
+    for shape in (element(s).shape for s in sets):
         stop = start + math.prod(shape)
         coeffs.append(rows[:, start:stop].reshape(rows.shape[0], *shape))
         start = stop

@@ -33,13 +33,28 @@ class Chunks(NamedTuple):
         rest = at_once(jax.tree.map(lambda x: x[whole:], rows))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), found, rest)
 
+    def blocks(self, rows: int, copies: int) -> tuple[int, "Chunks"]:
+        """How many of some rows, of each of which there are copies, to bound as one block, and chunks of such blocks.
+
+        A chunk holds as many rows as before, or the copies of one; every device has a block of it where possible.
+        """
+        most = rows if self.size is None else max(1, self.size // (copies * self._devices()))
+        size = -(-rows // -(-rows // most))
+        return size, self._replace(size=None if self.size is None else max(1, self.size // (copies * size)))
+
+    def _devices(self) -> int:
+        """Over how many devices rows are spread."""
+        if self.sharding is None:
+            return 1
+        return math.prod(self.sharding.mesh.shape[name] for name in jax.tree.leaves(tuple(self.sharding.spec)))
+
     def _at_once(self, bound: Callable[[Any], Any], rows: Any) -> Any:
         """Bounds the rows of one chunk, each device its share; the last row is repeated until all have the same."""
         if self.sharding is None:
             return bound(rows)
         mesh, spec = self.sharding.mesh, self.sharding.spec
         axes, count = jax.tree.leaves(tuple(spec)), _count(rows)
-        missing = -count % math.prod(mesh.shape[name] for name in axes)
+        missing = -count % self._devices()
         filled = jax.tree.map(lambda x: jnp.concatenate([x, jnp.repeat(x[-1:], missing, axis=0)]), rows)
         # Rows vary over the devices, all else is the same on each: there is nothing for JAX to check.
         spread = jax.shard_map(

@@ -10,9 +10,10 @@ from jaxbound import relax
 from jaxbound.methods.backward import Combine, bounds_of_walk, unit_rows
 from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, Tighten, propagate
-from jaxbound.methods.locality import RowStrategy, Sharing, shared_bounds, shared_rows
+from jaxbound.methods.locality import RowStrategy, shared_rows
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
 from jaxbound.methods.replay import Nodes, lower_rows
+from jaxbound.methods.shared import Sharing, shared_bounds
 from jaxbound.program import LOOPS, Program
 from jaxbound.rules.registry import Coefficient, Linear
 from jaxbound.sets import Interval, Set, tightest
@@ -144,7 +145,7 @@ def tighten_by_crown(problem: Problem, *, parts: Chunks, combine: Combine, rows:
 
 
 def backward_bounds(
-    cone: Program, relaxations: Nodes, sets: Sequence[Set], *, like: Interval, sharing: Sharing | None, parts: Chunks
+    cone: Program, relaxations: Nodes, sets: Sequence[Any], *, like: Interval, sharing: Sharing | None, parts: Chunks
 ) -> Interval:
     """The bounds of a program's one output, an array like one end of the Interval, by single or by shared rows."""
     if sharing is not None:

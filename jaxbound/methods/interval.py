@@ -4,12 +4,13 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxbound.methods.control import constant_lines, enclose, propagate_loop
+from jaxbound.methods.images import image, image_box, images
 from jaxbound.methods.nodes import Node
 from jaxbound.methods.problem import Problem, is_float, prepare, rule_of, rule_params, valid_interval
 from jaxbound.methods.replay import lower_rows
@@ -21,6 +22,7 @@ from jaxbound.sets import (
     Ball,
     Interval,
     Set,
+    SupportSet,
     bounding_box,
     dual_exponent,
     is_set,
@@ -36,7 +38,7 @@ class Propagation:
     """What the interval walk leaves behind.
 
     Attributes:
-      values: slot -> Interval, or Ball where an input is still one, or array where nothing depends on a set.
+      values: slot -> Interval, or Ball or SupportSet while it is still one, or array where nothing depends on a set.
       relaxations: first result's slot -> Relaxation; for a scan a mapping of stacked ones, for what is known by
         intervals alone a mapping from each result's slot to constant lines. Without `relu` none of the first kind.
       layers: label -> the Interval that a nonlinear equation met.
@@ -71,12 +73,11 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
       tighten: improves the interval of every operand of a nonlinear equation before it is used.
     """
     relaxations: dict[int, Any] = {}
-    layers: dict[str, Interval] = {}
-    labels: dict[int, str] = {}
+    layers = _Layers({}, {})
     tightened: dict[int, Interval] = {}
     cuts: list[int] = []
     nodes: dict[int, Node] = {}
-    so_far = Propagation({}, relaxations, layers, labels, cuts, nodes)
+    so_far = Propagation({}, relaxations, layers.boxes, layers.labels, cuts, nodes)
 
     def improved(slot: int, value: Any) -> Any:
         if tighten is None or not is_set(value) or not is_float(bounding_box(value).lower):
@@ -85,23 +86,13 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             tightened[slot] = tighten(slot, bounding_box(value), so_far)
         return tightened[slot]
 
-    def met(equation: Equation, boxes: Sequence[Interval]) -> str:
-        label = _label(equation, len(layers))
-        if boxes:
-            labels[equation.outputs[0]] = label
-        for box in boxes:
-            layers[_label(equation, len(layers))] = box
-        return label
-
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
         if equation.name in LOOPS:
             cuts.extend(equation.outputs)
             operands = [improved(slot, x) for slot, x in zip(equation.inputs, operands, strict=True)]
             loop = propagate_loop(equation, operands, mask, functools.partial(propagate, relu=relu))
             relaxations[equation.outputs[0]] = loop.relaxations
-            if loop.layers:
-                labels[equation.outputs[0]] = prefix = _label(equation, len(layers))
-                layers.update({f"{prefix}/{name}": box for name, box in loop.layers.items()})
+            layers.enter(equation, loop.layers)
             return loop.results
         rule = rule_of(equation, mask)
         if not isinstance(rule, Nonlinear | Enclosed):
@@ -111,7 +102,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             bounding_box(improved(slot, x)) if flag else x
             for slot, x, flag in zip(equation.inputs, operands, mask, strict=True)
         ]
-        label = met(equation, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x.lower)])
+        label = layers.meet(equation, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x.lower)])
         if isinstance(rule, Enclosed):
             results = enclose(rule, equation, operands)
             relaxations[equation.outputs[0]] = constant_lines(equation, results)
@@ -126,9 +117,29 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
     return dataclasses.replace(so_far, values=walk(program, sets, handler))
 
 
-def _label(equation: Equation, index: int) -> str:
-    """The name of what a nonlinear equation meets: "index operation file.py:line"."""
-    return f"{index:03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
+class _Layers(NamedTuple):
+    """What nonlinear equations have met so far, and the labels by a first result's slot."""
+
+    boxes: dict[str, Interval]
+    labels: dict[int, str]
+
+    def meet(self, equation: Equation, boxes: Sequence[Interval]) -> str:
+        """Enters an equation's operands and returns the label of the first: "index operation file.py:line"."""
+        label = self._next(equation)
+        if boxes:
+            self.labels[equation.outputs[0]] = label
+        for box in boxes:
+            self.boxes[self._next(equation)] = box
+        return label
+
+    def enter(self, loop: Equation, layers: Mapping[str, Interval]) -> None:
+        """Enters what a loop's equations have met."""
+        if layers:
+            self.labels[loop.outputs[0]] = prefix = self._next(loop)
+            self.boxes.update({f"{prefix}/{name}": box for name, box in layers.items()})
+
+    def _next(self, equation: Equation) -> str:
+        return f"{len(self.boxes):03d} {equation.name} {os.path.basename(equation.source)}".rstrip()
 
 
 # Intervals through linear equations.
@@ -156,7 +167,9 @@ def _linear(rule: Linear, equation: Equation, operands: list[Any], mask: Sequenc
             for k, (x, flag) in enumerate(zip(map(_boxed, operands), mask, strict=True))
         ]
         ends.append(equation.apply(*chosen))
-    return [Interval(lower, upper) for lower, upper in zip(*ends, strict=True)]
+    boxes = [Interval(lower, upper) for lower, upper in zip(*ends, strict=True)]
+    alone = sum(mask) == 1 and any(isinstance(x, SupportSet) for x in operands)
+    return images(equation, operands, boxes) if alone else boxes
 
 
 def _boxed(x: Any) -> Any:
@@ -190,6 +203,9 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
 
     if isinstance(x, Interval):
         return through_box(x)
+    if isinstance(x, SupportSet):
+        through = image if rule.carries else image_box
+        return through(x, lambda value: apply(value, weight), through_box(x.box))
     if rule.carries:
         clip = None if x.clip is None else through_box(x.clip)
         return Ball(apply(x.center, weight), apply(x.radius, jnp.abs(weight)), x.p, clip)

@@ -17,9 +17,10 @@ from jaxbound.methods.backward import unit_rows
 from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.crown import backward_bounds, is_exact, tighten_by_crown
 from jaxbound.methods.interval import Propagation, propagate
-from jaxbound.methods.locality import Sharing, shared_rows
+from jaxbound.methods.locality import shared_rows
 from jaxbound.methods.problem import Problem, is_float, valid_interval
 from jaxbound.methods.replay import Nodes, fixed_program, graft, lower_rows
+from jaxbound.methods.shared import Sharing
 from jaxbound.program import Program
 from jaxbound.rules.relaxation import Freedom
 from jaxbound.sets import Array, Interval, Set, is_set, tightest

@@ -1,13 +1,7 @@
 """Which units may share a backward row, read off a program: on convolutional networks, those that are far enough apart.
 
-A row e_i goes backwards to find the lines and the worst input of unit i alone. Call an element of an array on the way
-*read* by unit i if some path of equations leads from it to i; everywhere else the row's coefficient is zero.
-
-Theorem. If no element of any array on the way is read by two of the units i in G, the backward pass of the one row
-sum_G e_i computes the passes of all of them: between nonlinear equations it is linear, at a nonlinear equation it is a
-sum over elements of functions that vanish at zero, and so every coefficient is that of the one unit that reads the
-element. The lines chosen at an element, and the worst value of an input from a box, are then that unit's. Its bound is
-the sum of <coeffs, worst input> and of all constants over the elements that it reads.
+Call an element of an array on the way from the inputs to the units *read* by unit i if some path of equations leads
+from it to i. Units that read nothing in common may share a row (see `shared`).
 
 Who reads an element is found once, when a function is traced, with every weight taken to be one: a weight that happens
 to be zero can only make a unit read less. For each element and each axis of the units' array, the first and the last
@@ -16,10 +10,8 @@ differ by multiples of the spacing in each axis read nothing together. One spaci
 strides, paddings, dilations, residual sums, pools and reshapes alike.
 """
 
-import dataclasses
 import functools
 import math
-import string
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -28,91 +20,18 @@ import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
-from jaxbound.bounds import worst_input
-from jaxbound.methods.chunks import Chunks
-from jaxbound.methods.problem import rule_of, rule_params, valid_lower
-from jaxbound.methods.replay import Nodes, choose_lines, constant_slots, evaluate, fixed_program, graft, summed_to
+from jaxbound.methods.problem import rule_of, rule_params
+from jaxbound.methods.replay import Nodes
+from jaxbound.methods.shared import Sharing
 from jaxbound.program import LOOPS, Equation, Program
 from jaxbound.rules.registry import Coefficient, Enclosed, Nonlinear
-from jaxbound.sets import Array, Interval, Set
+from jaxbound.sets import Array, Interval, Set, element
 
 _FEWEST_UNITS = 64  # fewer rows are not worth a look at the structure
 _LONGEST_AXIS = 4096  # of units; each coordinate along it costs a pass over the structure
 _PLANES_AT_ONCE = 16  # of the units with one coordinate along an axis
 # Linear equations that return their operands, and mean nothing outside the trace that they came from.
 _UNCHANGED = frozenset("stop_gradient sharding_constraint pvary pcast mesh_cast reshard device_put".split())
-
-
-@dataclasses.dataclass(frozen=True)
-class Sharing:
-    """How the units of an array share rows: those whose coordinates differ by multiples of a spacing share one.
-
-    Attributes:
-      shape, dtype: of the array of units.
-      spacing: for each of its axes.
-      first: slot -> for each axis of the units the first coordinate that reads an element: an array like the slot's,
-        with a size of 1 along axes where it does not change.
-    """
-
-    shape: tuple[int, ...]
-    dtype: Any
-    spacing: tuple[int, ...]
-    first: Mapping[int, Sequence[np.ndarray]]
-
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """How many units share a row, along each axis."""
-        return tuple(-(-n // step) for n, step in zip(self.shape, self.spacing, strict=True))
-
-    @property
-    def rows(self) -> int:
-        """How many rows there are."""
-        return math.prod(self.spacing)
-
-    def row(self, offset: Sequence[Array]) -> Array:
-        """The row of all units at `offset` (one number for each axis) plus multiples of the spacing: [*shape]."""
-        row = jnp.ones((), self.dtype)
-        for n, step, at in zip(self.shape, self.spacing, offset, strict=True):
-            row = row[..., None] * (jnp.arange(n) % step == at).astype(self.dtype)
-        return row
-
-    def pick(self, offset: Sequence[Array], values: Array) -> Array:
-        """The elements of an array [*shape] at the units of a row: [*counts], zeros where there is no unit."""
-        for axis, (count, step, at) in enumerate(zip(self.counts, self.spacing, offset, strict=True)):
-            edges = [(0, 0, 0)] * values.ndim
-            edges[axis] = (0, count * step - values.shape[axis], 0)
-            blocks = jax.lax.pad(values, jnp.zeros((), values.dtype), edges)
-            blocks = blocks.reshape(*values.shape[:axis], count, step, *values.shape[axis + 1 :])
-            values = jax.lax.dynamic_index_in_dim(blocks, at, axis + 1, keepdims=False)
-        return values
-
-    def merge(self, values: Array) -> Array:
-        """Puts what all rows found, [rows, *counts], in its place: [*shape]."""
-        rank = len(self.shape)
-        blocks = values.reshape(*self.spacing, *self.counts)
-        blocks = jnp.transpose(blocks, [axis for k in range(rank) for axis in (rank + k, k)])
-        whole = blocks.reshape([count * step for count, step in zip(self.counts, self.spacing, strict=True)])
-        return whole[tuple(map(slice, self.shape))]
-
-    def local_shape(self, slot: int) -> tuple[int, ...]:
-        """The shape of an array that tells a slot's elements apart where different units of a row may read them."""
-        several = [first for first, count in zip(self.first[slot], self.counts, strict=True) if count > 1]
-        return np.broadcast_shapes((1,) * self.first[slot][0].ndim, *(first.shape for first in several))
-
-    def collect(self, offset: Sequence[Array], slot: int, values: Array) -> Array:
-        """Sums over the elements that each unit of a row reads: [*local_shape] -> [*counts]."""
-        axes, units = string.ascii_lowercase[: values.ndim], string.ascii_uppercase[: len(self.counts)]
-        operands, labels = [values], [axes]
-        for k, (first, count, step) in enumerate(zip(self.first[slot], self.counts, self.spacing, strict=True)):
-            if count > 1:
-                reader = first + (offset[k] - first) % step  # the only unit of the row that can read the element
-                kept = [axis for axis, n in enumerate(first.shape) if n > 1]
-                hot = jax.nn.one_hot(reader // step, count, dtype=values.dtype)
-                operands.append(hot.reshape([first.shape[axis] for axis in kept] + [count]))
-                labels.append("".join(axes[axis] for axis in kept) + units[k])
-        result = "".join(unit for unit, count in zip(units, self.counts, strict=True) if count > 1)
-        sums = jnp.einsum(f"{','.join(labels)}->{result}", *operands, precision=jax.lax.Precision.HIGHEST)
-        return sums.reshape(self.counts)
 
 
 # (program, sets, relaxations) -> who shares a row; None for no one.
@@ -127,7 +46,7 @@ def shared_rows(program: Program, sets: Sequence[Set], relaxations: Nodes) -> Sh
     that are computed when the program runs, and for fewer than 64 units.
     """
     shapes = {slot: shape for eq in program.equations for slot, shape in zip(eq.outputs, eq.shapes, strict=True)}
-    shapes |= {slot: jax.typeof(_like(region)) for slot, region in zip(program.inputs, sets, strict=True)}
+    shapes |= {slot: jax.typeof(element(region)) for slot, region in zip(program.inputs, sets, strict=True)}
     (output,) = program.outputs
     shape = shapes[output].shape
     if math.prod(shape) < _FEWEST_UNITS or max(shape) > _LONGEST_AXIS or _is_dense(program, shapes):
@@ -151,10 +70,6 @@ def single_rows(program: Program, sets: Sequence[Set], relaxations: Nodes) -> No
     del program, sets, relaxations
 
 
-def _like(region: Set) -> Array:
-    return region.lower if isinstance(region, Interval) else region.center
-
-
 def _is_dense(program: Program, shapes: Mapping[int, Any]) -> bool:
     """Whether the units come from a product with all elements of an array, which needs no analysis to be seen."""
     is_open, (slot,) = program.open_slots(), program.outputs
@@ -169,41 +84,6 @@ def _is_dense(program: Program, shapes: Mapping[int, Any]) -> bool:
                 sizes = [shapes[slot].shape[axis] for axis in contracted]
                 return math.prod(sizes) == math.prod(shapes[slot].shape)
     return False
-
-
-def shared_bounds(
-    program: Program, relaxations: Nodes, sets: Sequence[Set], *, sharing: Sharing, parts: Chunks
-) -> Interval:
-    """Bounds of all units of a program's one output over boxes by shared rows; differentiable."""
-    bound = functools.partial(_lower_shared, program, relaxations, sets, sharing=sharing)
-    values = parts.map(lambda index: bound(index=index), jnp.arange(2 * sharing.rows))
-    return Interval(sharing.merge(values[: sharing.rows]), -sharing.merge(values[sharing.rows :]))
-
-
-def _lower_shared(
-    program: Program, relaxations: Nodes, sets: Sequence[Set], *, sharing: Sharing, index: Array
-) -> Array:
-    """Lower bounds [S, *counts] of the units of some rows [S], from `sharing.rows` on those of the negative units."""
-    fixed = jax.lax.stop_gradient
-    sign = jnp.where(index < sharing.rows, 1, -1).astype(sharing.dtype)
-    offsets = jnp.unravel_index(index % sharing.rows, sharing.spacing)
-    spec = jax.vmap(lambda sign, offset: sign * sharing.row(offset))(sign, offsets)
-    local = {slot: sharing.local_shape(slot) for slot in constant_slots(program)}
-    boxes = fixed(list(sets))
-    coeffs, bias, signs = choose_lines(fixed_program(program), fixed(relaxations), boxes, [spec], local=local)
-
-    def value(offset: Sequence[Array], coeffs: Sequence[Array], bias: Mapping[int, Array]) -> Array:
-        parts = dict(bias)
-        for slot, c, box in zip(program.inputs, coeffs, boxes, strict=True):
-            parts[slot] = summed_to(sharing.local_shape(slot), c * worst_input(c, box))
-        return sum(sharing.collect(offset, slot, part) for slot, part in parts.items())
-
-    def evaluated(offset: Sequence[Array], sign: Array, coeffs: Sequence[Array], signs: Nodes) -> Array:
-        (output,) = evaluate(program, relaxations, sets, coeffs=coeffs, signs=signs)
-        return sign * sharing.pick(offset, output)
-
-    derivative = jax.vmap(evaluated)(offsets, sign, coeffs, signs)
-    return valid_lower(graft(jax.vmap(value)(offsets, coeffs, bias), derivative))
 
 
 def _compact(x: np.ndarray) -> np.ndarray:

@@ -16,7 +16,8 @@ from jaxbound.rules.activations import named
 from jaxbound.rules.discrete import extremes
 from jaxbound.rules.registry import Floats, Rule, UnsupportedError, lookup
 from jaxbound.sameness import same_program
-from jaxbound.sets import Array, Ball, Interval, Set, is_set
+from jaxbound.sets import Array, Ball, Interval, Set, SupportSet, element, is_set
+from jaxbound.support import checked_support
 from jaxbound.tracing import flatten, trace
 
 _RULE = "jaxbound_rule"
@@ -80,7 +81,9 @@ def prepare(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Problem:
     leaves, arguments = jax.tree.flatten((args, dict(kwargs)), is_leaf=is_set)
     positions = tuple(k for k, leaf in enumerate(leaves) if is_set(leaf))
     if not positions:
-        raise ValueError("no argument is a set: pass an Interval or a Ball (jaxbound.linf_ball(x, eps)) for the input")
+        raise ValueError(
+            "no argument is a set: pass an Interval, a Ball or a SupportSet (jaxbound.linf_ball(x, eps)) for the input"
+        )
     sets = [_validated(leaves[k]) for k in positions]
 
     def of_sets(*inputs: Array) -> Any:
@@ -90,7 +93,7 @@ def prepare(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Problem:
         args, kwargs = jax.tree.unflatten(arguments, filled)
         return fn(*args, **kwargs)
 
-    inputs = [s.lower if isinstance(s, Interval) else s.center for s in sets]
+    inputs = [element(s) for s in sets]
     try:
         program, output = trace(of_sets, inputs, _recognize)
     except Exception as error:
@@ -111,6 +114,8 @@ def prepare(fn: Callable, args: tuple, kwargs: Mapping[str, Any]) -> Problem:
 
 def _validated(region: Set) -> Set:
     """Raises on what is known to be invalid; what is only known at run time becomes NaN, its bounds infinite."""
+    if isinstance(region, SupportSet):
+        return dataclasses.replace(checked_support(region), box=_validated(region.box))
     if isinstance(region, Ball) and not region.p >= 1:
         raise ValueError(f"the p of an l_p ball must be at least 1, got {region.p}")
     if isinstance(region, Ball) and jnp.shape(region.radius) not in ((), region.shape):

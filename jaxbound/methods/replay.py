@@ -24,7 +24,7 @@ from jaxbound.methods.problem import is_float, rule_of, rule_params, valid_lower
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
 from jaxbound.rules.relaxation import Relaxation
-from jaxbound.sets import Array, Interval, Set
+from jaxbound.sets import Array, Set, element
 from jaxbound.tracing import mesh_axes
 
 # Per nonlinear equation, by its first result's slot: a relaxation; for a scan such a mapping stacked over its steps;
@@ -102,21 +102,21 @@ def choose_lines(
     there: slot -> [S, *shape], summed over the axes along which the shape has a size of one.
     """
     everything = [leaf for leaf in jax.tree.leaves((program.constants, relaxations, sets)) if mesh_axes(leaf)]
-    inputs = [_varying(jnp.zeros_like(s.lower if isinstance(s, Interval) else s.center), everything) for s in sets]
-    one = _varying(jnp.ones((), jnp.result_type(*spec)), everything)
+    inputs = [varying(jnp.zeros_like(element(s)), everything) for s in sets]
+    one = varying(jnp.ones((), jnp.result_type(*spec)), everything)
     tap = one if local is None else {slot: jnp.broadcast_to(one, shape) for slot, shape in local.items()}
-    deltas = _each(relaxations, lambda r: _varying(jnp.zeros_like(r.upper.intercept), everything))
+    deltas = _each(relaxations, lambda r: varying(jnp.zeros_like(r.upper.intercept), everything))
 
     def affine(inputs: list[Array], tap: Tap, deltas: Nodes) -> list[Array]:
         return replay(program, inputs, tap, _paired(relaxations, deltas), _CHOOSE)
 
     outputs, pullback = jax.vjp(affine, inputs, tap, deltas)
-    rows = [_varying(row, out) for row, out in zip(spec, outputs, strict=True)]
+    rows = [varying(row, out) for row, out in zip(spec, outputs, strict=True)]
     coeffs, bias, signs = jax.vmap(lambda row: pullback(row))(rows)
     return coeffs, bias, jax.tree.map(lambda ct: ct >= 0, signs)
 
 
-def _varying(x: Array, others: Any) -> Array:
+def varying(x: Array, others: Any) -> Array:
     """The same, of a type that varies over every axis of a mesh (inside `shard_map`) that one of the others does."""
     for leaf in jax.tree.leaves(others):
         if mesh_axes(leaf) - mesh_axes(x):
@@ -179,7 +179,7 @@ def _relaxed(
 
     def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
         lower, upper = relaxation
-        origin = [_varying(jnp.zeros(shape.shape, shape.dtype), ct) for shape in shapes]
+        origin = [varying(jnp.zeros(shape.shape, shape.dtype), ct) for shape in shapes]
         positive, negative = jnp.maximum(ct, 0), jnp.minimum(ct, 0)
         down, up = (), ()
         if origin:

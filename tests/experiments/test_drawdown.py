@@ -4,7 +4,7 @@ import shutil
 import pytest
 
 from experiments import drawdown, mnist_global
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 from tests.experiments import tiny_runs
 
 

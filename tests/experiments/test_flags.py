@@ -5,7 +5,8 @@ from absl import flags as absl_flags
 
 from experiments import cifar10_crown_ibp, cifar10_ibp, mnist_crown_ibp, mnist_global, mnist_ibp, tinyimagenet_ibp
 from experiments.common import flags
-from experiments.common.flags import Config, GlobalConfig, UserError
+from experiments.common.errors import UserError
+from experiments.common.flags import Config, GlobalConfig
 from experiments.common.published import ROWS
 
 FLAGFILES = sorted((pathlib.Path(flags.__file__).parents[1] / "flags").glob("*.flags"))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.common import checkpoints, data, methods, metrics, run, train
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 from tests.experiments import tiny_runs
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -100,7 +100,9 @@ def test_images_that_are_too_small():
         create("dm_small", (8, 8, 1))
 
 
-@pytest.mark.parametrize("name", ["kw", "mlp", "cnn_small_bn"])
+@pytest.mark.parametrize(
+    "name", ["kw", "mlp", pytest.param("cnn_small_bn", marks=pytest.mark.slow(reason="compiles a deep network twice"))]
+)
 def test_one_example_is_a_row_of_a_batch(name):
     network = create(name, (16, 16, 3), num_classes=7)
     batch, apply = images(2, 3, 16, 16, 3), jax.jit(network.apply)
@@ -158,6 +160,7 @@ def test_weights_begin_as_in_pytorch():
         assert float(jnp.abs(params[layer]["bias"]).min()) > 0
 
 
+@pytest.mark.slow(reason="compiles a ResNeXt")
 def test_weights_for_interval_bounds():
     """Halved where a sum of two branches comes in: the first convolution and the shortcut of a block behind a block."""
     params = create("resnext", (12, 12, 1), init="ibp").variables["params"]

@@ -9,7 +9,7 @@ import pytest
 
 from experiments import mnist_crown_ibp, mnist_global, mnist_ibp
 from experiments.common import data, job, placement, train
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 from tests.experiments import tiny_runs
 
 PROGRAMS = {"ibp": mnist_ibp, "crown_ibp": mnist_crown_ibp, "global": mnist_global}

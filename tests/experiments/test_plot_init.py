@@ -8,7 +8,7 @@ import pytest
 import jaxbound
 from experiments import plot_init
 from experiments.common import data, models
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 
 OPTIONS = {"dataset": "mnist_5k", "data_dir": "data", "radius": 0.1, "images": 2, "seeds": 2}
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from experiments.common import processes
-from experiments.common.flags import Config, UserError
+from experiments.common.errors import UserError
+from experiments.common.flags import Config
 from tests.experiments import tiny_runs
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -71,6 +72,7 @@ def test_two_processes_train_as_one(two, tmp_path):
     assert distance(parameters(workdir), parameters(tmp_path)) < 1e-5
 
 
+@pytest.mark.slow(reason="trains three times")
 def test_one_that_is_killed_ends_all_and_a_restart_changes_nothing(two, tmp_path):
     killed = launched(tmp_path, KILL_STEP="18", KILL_PROCESS="1")  # in the middle of the fourth epoch
     assert "process 1 ended with status -9" in killed.stdout and "process 0 ended with status -" in killed.stdout

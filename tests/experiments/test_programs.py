@@ -42,7 +42,7 @@ KEPT = {
 }
 
 
-FURTHER = ("fashion", "slope", "global crown_ibp")  # variants of what others run
+FURTHER = ("fashion", "slope", "short warm-up", "l2", "global crown_ibp", "cifar10 ibp")  # variants of what others run
 
 
 @pytest.mark.parametrize(
@@ -79,6 +79,7 @@ def test_betas_follow_the_radius(tiny, tmp_path):
     assert rows[-1]["beta"] == 0
 
 
+@pytest.mark.slow(reason="trains twice")
 def test_seeds_side_by_side(tiny, tmp_path):
     """One program, a folder of results for each seed; the first is that of a run of its own."""
     flags = {"num_seeds": 2, "seed": 5, "max_steps": 12, "eval_size": 20}

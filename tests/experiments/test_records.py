@@ -1,6 +1,6 @@
 import pytest
 
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 from experiments.common.records import Records
 
 SETTINGS = {"radius": 0.1, "step": 3}

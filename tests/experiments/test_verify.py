@@ -9,7 +9,7 @@ import pytest
 
 from experiments import certified_radius, mnist_ibp, verify
 from experiments.common import cascade, data, evaluate, job, placement
-from experiments.common.flags import UserError
+from experiments.common.errors import UserError
 from experiments.common.models import Network
 from experiments.common.records import Records
 from tests.experiments import tiny_runs

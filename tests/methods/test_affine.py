@@ -84,6 +84,7 @@ def test_inputs_of_several_sets_keep_their_own_rows():
     np.testing.assert_allclose(interval.upper, [2 * 0.5 + 12 + 3 * 0.5 * 2 + 1, 2 * 1.5 + 12 + 3 * 0.5 * 2 + 1])
 
 
+@pytest.mark.slow(reason="compiles two long programs")
 def test_a_loop_is_its_unrolled_program():
     """With the same intervals inside; carries that start as constants, constant and scanned operands."""
     weights = jnp.stack([W, W.T / 2, W - 1])

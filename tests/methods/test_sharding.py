@@ -62,11 +62,13 @@ def assert_close(found, expected):
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10, atol=1e-13), found, expected)
 
 
-def with_methods(*names):
-    return pytest.mark.parametrize("method", [METHODS[name] for name in names], ids=names)
+def with_methods(*names, slow=()):
+    marks = pytest.mark.slow(reason="a variant of another method")
+    cases = [pytest.param(METHODS[name], id=name, marks=marks if name in slow else ()) for name in (*names, *slow)]
+    return pytest.mark.parametrize("method", cases)
 
 
-@with_methods(*METHODS)
+@with_methods("ibp", "crown", slow=["crown_ibp", "lbp"])
 def test_jit_of_sharded_arrays(method):
     data = mesh(data=8)
     arguments = placed(parameters(), data), placed(images(), data, "data")
@@ -75,7 +77,7 @@ def test_jit_of_sharded_arrays(method):
     assert_close(found, jax.jit(batched(method))(parameters(), images()))
 
 
-@with_methods("crown_ibp", "crown")
+@with_methods("crown_ibp", slow=["crown"])
 def test_gradients_over_sharded_arrays(method):
     data = mesh(data=8)
     grad = jax.jit(jax.grad(functools.partial(loss, method)))
@@ -83,7 +85,7 @@ def test_gradients_over_sharded_arrays(method):
     assert_close(found, grad(parameters(), images()))
 
 
-@with_methods("ibp", "crown_ibp")
+@with_methods("crown_ibp", slow=["ibp"])
 def test_parameters_sharded_over_a_second_axis(method):
     both = mesh(data=2, model=4)
     grad = jax.jit(jax.grad(functools.partial(loss, method)))
@@ -92,7 +94,7 @@ def test_parameters_sharded_over_a_second_axis(method):
     assert_close(grad(params, placed(images(), both, "data")), grad(parameters(width=8), images()))
 
 
-@with_methods("ibp", "crown_ibp")
+@with_methods("crown_ibp", slow=["ibp"])
 def test_pmap(method):
     split = images().reshape(8, BATCH // 8, 8, 8, 1)
     found = jax.pmap(batched(method), in_axes=(None, 0))(parameters(), split)
@@ -106,7 +108,7 @@ def test_pmap(method):
     assert_close(jax.tree.map(lambda g: g[3], gradients), expected)
 
 
-@with_methods("lbp", "crown")
+@with_methods("crown", slow=["lbp"])
 def test_shard_map_with_its_checks_on(method):
     whole, split = PartitionSpec(), PartitionSpec("data")
     spread = functools.partial(jax.shard_map, mesh=mesh(data=8), in_specs=(whole, split))
@@ -138,6 +140,7 @@ def test_scan_over_sharded_batches(method):
 
 
 @with_methods("crown_ibp")
+@pytest.mark.slow(reason="a use of what the gradients test")
 def test_donated_parameters(method):
     def step(params, images):
         gradients = jax.grad(functools.partial(loss, method))(params, images)
@@ -187,6 +190,7 @@ def test_rows_spread_without_jit():
     assert_close(found, margins(SPREAD["crown_ibp"], parameters(), images()[0]))
 
 
+@pytest.mark.slow(reason="compiles full CROWN twice")
 def test_an_output_without_a_spec_is_spread_as_well():
     spread = functools.partial(SPREAD["crown"], sharding=NamedSharding(mesh(model=8), PartitionSpec("model")))
     found, expected = (
