@@ -9,6 +9,7 @@ from jaxbound.methods.explain import Explanation, explain
 from jaxbound.methods.forward import crown_lbp, lbp, relaxed_crown
 from jaxbound.methods.fused import fused_cross_entropy
 from jaxbound.methods.interval import ibp, layer_bounds
+from jaxbound.methods.lines import shared_lines, single_lines
 from jaxbound.methods.locality import shared_rows, single_rows
 from jaxbound.methods.optimized import Optimized, alpha_crown, optimized_lines
 from jaxbound.radii import certified_radius
@@ -68,7 +69,9 @@ __all__ = [
     "relaxed_crown",
     "runner_up_spec",
     "schedules",
+    "shared_lines",
     "shared_rows",
+    "single_lines",
     "single_rows",
     "substitutions",
     "support_set",

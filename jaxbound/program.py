@@ -209,6 +209,11 @@ class Program:
         inputs = tuple(slot for slot in sorted(stops) if slot in needed and slot not in self.constants)
         return Program(tuple(reversed(kept)), self.constants, inputs, outputs, self.copies)
 
+    def among(self, results: Mapping[int, Any]) -> dict[int, Any]:
+        """What is known of its equations, by the slots of their first results."""
+        firsts = (equation.outputs[0] for equation in self.equations)
+        return {slot: results[slot] for slot in firsts if slot in results}
+
     def open_slots(self, mask: Sequence[bool] | None = None) -> frozenset[int]:
         """The slots that depend on the inputs (on those marked in the mask)."""
         flags = mask or [True] * len(self.inputs)

@@ -31,6 +31,8 @@ METHODS = {
     "crown same_slope": functools.partial(jaxbound.crown, relu=relax.same_slope),
     "alpha_crown 20": jaxbound.alpha_crown,
     "alpha_crown 100": functools.partial(jaxbound.alpha_crown, steps=100),
+    "alpha_crown joint 20": functools.partial(jaxbound.alpha_crown, intermediate=jaxbound.shared_lines),
+    "alpha_crown joint 100": functools.partial(jaxbound.alpha_crown, steps=100, intermediate=jaxbound.shared_lines),
 }
 BASELINE = "crown adaptive"
 
@@ -90,12 +92,12 @@ def main(arguments=None):
     optima, found = measure(options.nets, sizes, options.radius, options.seed)
     exact, proven = (np.array([getattr(o, name) for o in optima]) for name in ("value", "bound"))
     loose = exact - found[BASELINE] > oracles.SOLVER_TOLERANCE
-    print(f"{'method':20}{'mean bound':>12}{'mean distance':>15}{'share closed':>14}{'worst excess':>14}")
-    print(f"{'exact':20}{exact.mean():>12.6f}{0.0:>15.6f}{'100.0 %':>14}")
+    print(f"{'method':24}{'mean bound':>12}{'mean distance':>15}{'share closed':>14}{'worst excess':>14}")
+    print(f"{'exact':24}{exact.mean():>12.6f}{0.0:>15.6f}{'100.0 %':>14}")
     for name, bound in found.items():
         share = 1 - np.sum((exact - bound)[loose]) / np.sum((exact - found[BASELINE])[loose])
         excess = np.max(bound - exact)
-        print(f"{name:20}{bound.mean():>12.6f}{(exact - bound).mean():>15.6f}{100 * share:>12.1f} %{excess:>14.1e}")
+        print(f"{name:24}{bound.mean():>12.6f}{(exact - bound).mean():>15.6f}{100 * share:>12.1f} %{excess:>14.1e}")
     wrong = sum(int(np.sum(bound > exact + 1e-9 * (1 + np.abs(exact)))) for bound in found.values())
     print(
         f"{options.nets} networks of {options.sizes} units, {len(exact)} margins, of which {loose.sum()} are not exact "

@@ -189,19 +189,21 @@ def _mixed(beta: Any, linear: Any, interval: Any) -> Any:
     return jax.tree.map(pair, linear, interval, is_leaf=is_set)
 
 
-def unit_rows(rows: Callable[[Array], Any], shape: jax.ShapeDtypeStruct, parts: Chunks) -> Any:
+def unit_rows(rows: Callable[..., Any], shape: Any, parts: Chunks, *, given: tuple = ()) -> Any:
     """Lower and upper bounds of every element of an array, one row for each.
 
-    Bounds are numbers or, where `rows` returns a pytree, whatever that holds; each leaf becomes an Interval.
+    Bounds are numbers or, where `rows` returns a pytree, whatever that holds; each leaf becomes an Interval. What is
+    `given`, with an axis for the rows in front, goes to `rows` too.
     """
     size = math.prod(shape.shape)
 
-    def bound(index: Array) -> Any:
+    def bound(chunk: tuple[Array, tuple]) -> Any:
+        index, given = chunk
         units = jax.nn.one_hot(index % size, size, dtype=shape.dtype)
-        return rows(jnp.where(index[:, None] < size, units, -units).reshape(-1, *shape.shape))
+        return rows(jnp.where(index[:, None] < size, units, -units).reshape(-1, *shape.shape), *given)
 
     def ends(values: Array) -> Interval:
         values = values.reshape(2, *shape.shape, *values.shape[1:])
         return Interval(values[0], -values[1])
 
-    return jax.tree.map(ends, parts.map(bound, jnp.arange(2 * size)))
+    return jax.tree.map(ends, parts.map(bound, (jnp.arange(2 * size), given)))

@@ -10,14 +10,18 @@ import jax.numpy as jnp
 
 
 class Chunks(NamedTuple):
-    """How many rows go backwards at once (None: all of them), and over which devices they are spread (None: one)."""
+    """How many rows go backwards at once (None: all of them), and over which devices they are spread (None: one).
+
+    With `again`, derivatives compute a chunk a second time rather than keep what each left behind.
+    """
 
     size: int | None = None
     sharding: jax.sharding.NamedSharding | None = None
+    again: bool = False
 
     def map(self, bound: Callable[[Any], Any], rows: Any) -> Any:
         """`bound(rows)`, a chunk at a time; both have the rows as their leading axis."""
-        at_once, count = functools.partial(self._at_once, bound), _count(rows)
+        at_once, count = functools.partial(self._at_once, jax.checkpoint(bound) if self.again else bound), _count(rows)
         size = min(self.size or count, count)
         if size == count:
             return at_once(rows)

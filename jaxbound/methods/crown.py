@@ -1,7 +1,7 @@
 """Full CROWN: every intermediate bound by a backward pass of its own."""
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,11 +12,11 @@ from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, Tighten, propagate
 from jaxbound.methods.locality import RowStrategy, shared_rows
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
-from jaxbound.methods.replay import lower_rows
-from jaxbound.methods.shared import shared_bounds
+from jaxbound.methods.replay import Nodes, lower_rows
+from jaxbound.methods.shared import Sharing, shared_bounds
 from jaxbound.program import LOOPS, Program
 from jaxbound.rules.registry import Coefficient, Linear
-from jaxbound.sets import Interval, tightest
+from jaxbound.sets import Interval, Set, tightest
 
 
 def crown(
@@ -123,33 +123,40 @@ def crown_walk(
     rows: RowStrategy = shared_rows,
 ) -> Propagation:
     """The interval walk in which every operand of a nonlinear equation gets CROWN bounds."""
-    tighten = _tighten_by_crown(problem, parts=parts, combine=combine, rows=rows)
+    tighten = tighten_by_crown(problem, parts=parts, combine=combine, rows=rows)
     return propagate(problem.program, problem.sets, relu, tighten)
 
 
-def _tighten_by_crown(problem: Problem, *, parts: Chunks, combine: Combine, rows: RowStrategy) -> Tighten:
+def tighten_by_crown(problem: Problem, *, parts: Chunks, combine: Combine, rows: RowStrategy) -> Tighten:
+    """What that walk does with an operand."""
     program = problem.program
     region = dict(zip(program.inputs, problem.sets, strict=True))
 
-    def tighten(slot: int, box: Interval, relaxations: Mapping[int, Any]) -> Interval:
+    def tighten(slot: int, box: Interval, so_far: Propagation) -> Interval:
         cone = program.cone([slot])
         inside = [region[k] for k in cone.inputs]
-        if _is_exact(cone) and all(isinstance(s, Interval) for s in inside):
+        if is_exact(cone, inside):
             return box
-        needed = {key: relaxations[key] for eq in cone.equations for key in eq.outputs[:1] if key in relaxations}
-        sharing = rows(cone, inside, needed)
-        if sharing is None:
-            shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
-            found = unit_rows(lambda units: lower_rows(cone, needed, inside, [units]), shape, parts)
-        else:
-            found = shared_bounds(cone, needed, inside, sharing=sharing, parts=parts)
+        needed = cone.among(so_far.relaxations)
+        found = backward_bounds(cone, needed, inside, like=box, sharing=rows(cone, inside, needed), parts=parts)
         return valid_interval(*combine(box, found))
 
     return tighten
 
 
-def _is_exact(cone: Program) -> bool:
-    """Whether interval propagation through these equations is exact: a chain with at most one mixing of elements."""
+def backward_bounds(
+    cone: Program, relaxations: Nodes, sets: Sequence[Any], *, like: Interval, sharing: Sharing | None, parts: Chunks
+) -> Interval:
+    """The bounds of a program's one output, an array like one end of the Interval, by single or by shared rows."""
+    if sharing is not None:
+        return shared_bounds(cone, relaxations, sets, sharing=sharing, parts=parts)
+    return unit_rows(lambda units: lower_rows(cone, relaxations, sets, [units]), like.lower, parts)
+
+
+def is_exact(cone: Program, sets: Sequence[Set]) -> bool:
+    """Whether interval propagation of boxes through these equations is exact: a chain with at most one mixing."""
+    if not all(isinstance(s, Interval) for s in sets):
+        return False
     is_open, mixing = cone.open_slots(), 0
     for equation in cone.equations:
         mask = [slot in is_open for slot in equation.inputs]

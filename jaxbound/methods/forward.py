@@ -11,7 +11,7 @@ from jaxbound import relax
 from jaxbound.methods.affine import AffinePair, advance, enclosure, identity, lowest
 from jaxbound.methods.backward import Combine, bounds_by_rows, unit_rows
 from jaxbound.methods.chunks import WHOLE, Chunks
-from jaxbound.methods.interval import Tighten, linear_tail, propagate
+from jaxbound.methods.interval import Propagation, Tighten, linear_tail, propagate
 from jaxbound.methods.problem import prepare, valid_interval, valid_lower
 from jaxbound.methods.replay import Nodes, choose_lines, lower_rows
 from jaxbound.program import Program
@@ -165,8 +165,8 @@ def relaxed_crown(
         program, sets = problem.program, problem.sets
         known = dict(zip(program.inputs, identity(sets), strict=True))
 
-        def tighten(slot: int, box: Interval, relaxations: Nodes) -> Interval:
-            rows = _looking_back(program, [slot], (relaxations, known), depth)
+        def tighten(slot: int, box: Interval, so_far: Propagation) -> Interval:
+            rows = _looking_back(program, [slot], (so_far.relaxations, known), depth)
             shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
             coeffs, bias = unit_rows(lambda units: rows([units]), shape, Chunks(chunk))
             known[slot] = AffinePair(Interval(*(jnp.moveaxis(end, -1, 0) for end in coeffs)), bias)
@@ -211,8 +211,8 @@ def _looking_back(program: Program, slots: Sequence[int], found: tuple[Nodes, Pa
 
 
 def _tighten_by_pairs(reach: Reach, sets: Sequence[Set], combine: Combine) -> Tighten:
-    def tighten(slot: int, box: Interval, relaxations: Nodes) -> Interval:
-        return valid_interval(*combine(box, enclosure(reach([slot], relaxations)[slot], sets)))
+    def tighten(slot: int, box: Interval, so_far: Propagation) -> Interval:
+        return valid_interval(*combine(box, enclosure(reach([slot], so_far.relaxations)[slot], sets)))
 
     return tighten
 

@@ -32,9 +32,6 @@ from jaxbound.sets import (
     tightest,
 )
 
-# (slot, its interval bounds, relaxations so far) -> bounds that are at least as good.
-Tighten = Callable[[int, Interval, Mapping[int, Any]], Interval]
-
 
 @dataclasses.dataclass(frozen=True)
 class Propagation:
@@ -62,6 +59,10 @@ class Propagation:
         return [as_box(self.values[slot]) for slot in slots]
 
 
+# (slot, its interval bounds, the walk so far, without values) -> bounds that are at least as good.
+Tighten = Callable[[int, Interval, Propagation], Interval]
+
+
 def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: Tighten | None = None) -> Propagation:
     """Walks a program over sets.
 
@@ -76,12 +77,13 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
     tightened: dict[int, Interval] = {}
     cuts: list[int] = []
     nodes: dict[int, Node] = {}
+    so_far = Propagation({}, relaxations, layers.boxes, layers.labels, cuts, nodes)
 
     def improved(slot: int, value: Any) -> Any:
         if tighten is None or not is_set(value) or not is_float(bounding_box(value).lower):
             return value
         if slot not in tightened:
-            tightened[slot] = tighten(slot, bounding_box(value), relaxations)
+            tightened[slot] = tighten(slot, bounding_box(value), so_far)
         return tightened[slot]
 
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:
@@ -112,7 +114,7 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
             relaxations[slot] = nodes[slot].lines(relu)
         return [result]
 
-    return Propagation(walk(program, sets, handler), relaxations, layers.boxes, layers.labels, cuts, nodes)
+    return dataclasses.replace(so_far, values=walk(program, sets, handler))
 
 
 class _Layers(NamedTuple):
