@@ -123,7 +123,9 @@ class Sharing:
             by_readers[key] = by_readers[key] + flat if key in by_readers else flat
             shapes[key] = firsts
         matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
-        sums = sum(matmul(x, self._readers(offset, shapes[key])) for key, x in by_readers.items())
+        sums = functools.reduce(
+            jnp.add, (matmul(x, self._readers(offset, shapes[key])) for key, x in by_readers.items())
+        )
         return sums.reshape(*sums.shape[:-1], *self.counts)
 
     def _readers(self, offset: Offset, firsts: Sequence[np.ndarray]) -> Array:
