@@ -1,4 +1,4 @@
-"""Full CROWN with rows that units share beside a row for each unit.
+"""Full CROWN with rows that units share beside a row for each unit, and with rows of unstable units only.
 
 python -m benchmarks.crown --help
 """
@@ -7,12 +7,15 @@ import argparse
 import functools
 import math
 import os
+import pathlib
 
 import jax
+import numpy as np
 
 import jaxbound
 from benchmarks import models
 from benchmarks.timing import Comparison, compare, table
+from experiments.common import evaluate, job
 
 RADIUS = 0.1
 CLASSES = 10
@@ -71,6 +74,26 @@ def measure(network, *, batch, rounds, chunk):
     return Comparison(network.name, f"full CROWN, {chunk} rows at once", timings)
 
 
+def measure_run(workdir, *, radius, batch, rounds, chunk, **changes):
+    """A finished run's network on its first test images: rows of unstable units only beside all rows."""
+    this, (state, *_) = job.finished(pathlib.Path(workdir), **changes)
+    radius = this.config.eval_radii[0] if radius is None else radius
+    examples = this.placement.take(this.test, np.arange(batch))
+    forms = {
+        "shared rows, unstable units": {"units": jaxbound.unstable_units},
+        "shared rows, all units": {},
+        "single rows, all units": {"rows": jaxbound.single_rows},
+    }
+
+    def margins(variables, examples, **options):
+        bound = functools.partial(jaxbound.crown, chunk=chunk, **options)
+        return evaluate.margin_bounds(this.network, this.config, bound)(variables, examples, radius)
+
+    candidates = {name: functools.partial(margins, **options) for name, options in forms.items()}
+    timings = compare(candidates, {}, (state.variables, examples), rounds=rounds)
+    return Comparison(f"{this.config.model} of {workdir}", f"full CROWN at {radius:g}", timings)
+
+
 def parse_flags():
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -79,6 +102,9 @@ def parse_flags():
     parser.add_argument("--rounds", type=int, default=5, help="alternating samples of each form")
     parser.add_argument("--chunk", type=int, default=512, help="rows that go backwards at once")
     parser.add_argument("--count_only", action="store_true", help="print how many rows there are, without timing")
+    parser.add_argument("--workdir", help="folder of a finished run, whose network is measured instead")
+    parser.add_argument("--data_dir", default="data", help="the TFDS folder that the run's data set is in")
+    parser.add_argument("--radius", type=float, help="for a run; by default the one that it was evaluated at")
     return parser.parse_args()
 
 
@@ -88,12 +114,16 @@ def main():
     print(
         f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, batch {flags.batch}, float32"
     )
-    print("ratio: time of shared rows over that line's, median of the rounds\n")
+    print("ratio: time of the first form over that line's, median of the rounds\n")
+    sizes = {"batch": flags.batch, "rounds": flags.rounds, "chunk": flags.chunk}
+    if flags.workdir:
+        print(table(measure_run(flags.workdir, radius=flags.radius, data_dir=flags.data_dir, **sizes)))
+        return
     for network in (NETWORKS[name] for name in flags.models):
         counts = ", ".join(f"{units} by {count}" for units, count in rows(network))
         print(f"{network.name}: units and the rows that bound them: {counts}", flush=True)
         if not flags.count_only:
-            print(table(measure(network, batch=flags.batch, rounds=flags.rounds, chunk=flags.chunk)), end="\n\n")
+            print(table(measure(network, **sizes)), end="\n\n")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from jaxbound.methods.interval import ibp, layer_bounds
 from jaxbound.methods.lines import shared_lines, single_lines
 from jaxbound.methods.locality import shared_rows, single_rows
 from jaxbound.methods.optimized import Optimized, alpha_crown, optimized_lines
+from jaxbound.methods.units import every_unit, unstable_units
 from jaxbound.radii import certified_radius
 from jaxbound.rules.activations import Elementwise, atomic, ramp
 from jaxbound.rules.registry import UnsupportedError
@@ -46,6 +47,7 @@ __all__ = [
     "crown_ibp",
     "crown_layer_bounds",
     "crown_lbp",
+    "every_unit",
     "explain",
     "fused_cross_entropy",
     "ibp",
@@ -77,5 +79,6 @@ __all__ = [
     "support_set",
     "testing",
     "tightest",
+    "unstable_units",
     "worst_case_logits",
 ]

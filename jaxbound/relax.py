@@ -75,7 +75,7 @@ def between(x: Interval, slope: Array = 0.0, top: Array | None = None, *, free: 
 
     Args:
       x, slope, top: as for every strategy, which `functools.partial(between, free=free)` is.
-      free: weights of `one`'s lower and upper line, of the shape of x.
+      free: weights of `one`'s lower and, for ramps, upper line, of the shape of x.
 
     Example:
       >>> free = jaxbound.Freedom(0.25, 0.0)
@@ -92,8 +92,10 @@ def between(x: Interval, slope: Array = 0.0, top: Array | None = None, *, free: 
             return line(rise, first.intercept)
         return line(rise, (1 - part) * first.intercept + part * second.intercept)
 
-    sides = zip(tight(x, slope, top), one(x, slope, top), free, strict=True)
-    return Relaxation(*(mixed(*side) for side in sides))
+    first, second = tight(x, slope, top), one(x, slope, top)
+    below = mixed(first.lower, second.lower, free.lower)
+    # Without a top there is one line above, the chord, and no row needs its own.
+    return Relaxation(below, first.upper if top is None else mixed(first.upper, second.upper, free.upper))
 
 
 def same_slope(x: Interval, slope: Array = 0.0, top: Array | None = None) -> Relaxation:

@@ -189,11 +189,13 @@ def _mixed(beta: Any, linear: Any, interval: Any) -> Any:
     return jax.tree.map(pair, linear, interval, is_leaf=is_set)
 
 
-def unit_rows(rows: Callable[..., Any], shape: Any, parts: Chunks, *, given: tuple = ()) -> Any:
+def unit_rows(
+    rows: Callable[..., Any], shape: Any, parts: Chunks, *, given: tuple = (), needed: Array | None = None
+) -> Any:
     """Lower and upper bounds of every element of an array, one row for each.
 
     Bounds are numbers or, where `rows` returns a pytree, whatever that holds; each leaf becomes an Interval. What is
-    `given`, with an axis for the rows in front, goes to `rows` too.
+    `given`, with an axis for the rows in front, goes to `rows` too. Elements that are not `needed` may be unbounded.
     """
     size = math.prod(shape.shape)
 
@@ -206,4 +208,7 @@ def unit_rows(rows: Callable[..., Any], shape: Any, parts: Chunks, *, given: tup
         values = values.reshape(2, *shape.shape, *values.shape[1:])
         return Interval(values[0], -values[1])
 
-    return jax.tree.map(ends, parts.map(bound, (jnp.arange(2 * size), given)))
+    index = jnp.arange(2 * size), given
+    if needed is None:
+        return jax.tree.map(ends, parts.map(bound, index))
+    return jax.tree.map(ends, parts.map_some(bound, index, jnp.tile(needed.ravel(), 2)))

@@ -33,6 +33,25 @@ class Chunks(NamedTuple):
         rest = at_once(jax.tree.map(lambda x: x[whole:], rows))
         return jax.tree.map(lambda *parts: jnp.concatenate(parts), found, rest)
 
+    def map_some(self, bound: Callable[[Any], Any], rows: Any, needed: Any) -> Any:
+        """The same for the rows that are marked, in as few chunks as hold them; -inf for (most) others."""
+        at_once, count = functools.partial(self._at_once, bound), _count(rows)
+        size = min(self.size or count, count)
+        order = jnp.argsort(jnp.logical_not(needed), stable=True)
+        order = jnp.concatenate([order, jnp.repeat(order[-1:], -count % size)])
+
+        def chunk(start: Any) -> tuple[Any, Any]:
+            index = jax.lax.dynamic_slice(order, (start,), (size,))
+            return index, at_once(jax.tree.map(lambda x: x[index], rows))
+
+        def step(state: tuple[Any, Any]) -> tuple[Any, Any]:
+            index, values = chunk(state[0])
+            return state[0] + size, jax.tree.map(lambda x, new: x.at[index].set(new), state[1], values)
+
+        _, like = jax.eval_shape(chunk, jnp.zeros((), int))
+        nothing = jax.tree.map(lambda x: jnp.full((count, *x.shape[1:]), -jnp.inf, x.dtype), like)
+        return jax.lax.while_loop(lambda state: state[0] < needed.sum(), step, (jnp.zeros((), int), nothing))[1]
+
     def blocks(self, rows: int, copies: int) -> tuple[int, "Chunks"]:
         """How many of some rows, of each of which there are copies, to bound as one block, and chunks of such blocks.
 
@@ -40,7 +59,11 @@ class Chunks(NamedTuple):
         """
         most = rows if self.size is None else max(1, self.size // (copies * self._devices()))
         size = -(-rows // -(-rows // most))
-        return size, self._replace(size=None if self.size is None else max(1, self.size // (copies * size)))
+        return size, self.of(copies * size)
+
+    def of(self, rows: int) -> "Chunks":
+        """Chunks of what is so many rows each."""
+        return self._replace(size=None if self.size is None else max(1, self.size // rows))
 
     def _devices(self) -> int:
         """Over how many devices rows are spread."""

@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from jaxbound import relax
 from jaxbound.methods.backward import Combine, bounds_of_walk, unit_rows
@@ -14,9 +15,10 @@ from jaxbound.methods.locality import RowStrategy, shared_rows
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
 from jaxbound.methods.replay import Nodes, lower_rows
 from jaxbound.methods.shared import Sharing, shared_bounds
+from jaxbound.methods.units import UnitStrategy, every_unit
 from jaxbound.program import LOOPS, Program
 from jaxbound.rules.registry import Coefficient, Linear
-from jaxbound.sets import Interval, Set, tightest
+from jaxbound.sets import Array, Interval, Set, tightest
 
 
 def crown(
@@ -27,6 +29,7 @@ def crown(
     sharding: jax.sharding.NamedSharding | None = None,
     combine: Combine = tightest,
     rows: RowStrategy = shared_rows,
+    units: UnitStrategy = every_unit,
 ) -> Callable:
     """Turns a function into its full CROWN bounds: every intermediate bound by a backward pass of its own.
 
@@ -41,6 +44,8 @@ def crown(
       combine: (interval by propagation, interval by CROWN) -> the one used; `jaxbound.tightest` intersects them.
       rows: which neurons go backwards together: `jaxbound.shared_rows`, those that read nothing in common, or
         `jaxbound.single_rows`, each on its own. The bounds are the same.
+      units: which neurons are bounded by backward passes: `jaxbound.every_unit`, or `jaxbound.unstable_units`, those
+        that intervals leave undecided; on trained networks these are few.
 
     Returns:
       `bound(*args, spec=None, **kwargs)` as for `ibp`. Inside a loop (`jax.lax.scan`) the intermediate bounds are
@@ -63,7 +68,8 @@ def crown(
     @functools.wraps(fn)
     def bound(*args: Any, spec: Any = None, **kwargs: Any) -> Any:
         problem = prepare(fn, args, kwargs)
-        return bounds_of_walk(problem, crown_walk(problem, relu, parts=parts, combine=combine, rows=rows), spec, parts)
+        walk = crown_walk(problem, relu, parts=parts, combine=combine, rows=rows, units=units)
+        return bounds_of_walk(problem, walk, spec, parts)
 
     return bound
 
@@ -121,14 +127,26 @@ def crown_walk(
     parts: Chunks,
     combine: Combine = tightest,
     rows: RowStrategy = shared_rows,
+    units: UnitStrategy = every_unit,
 ) -> Propagation:
     """The interval walk in which every operand of a nonlinear equation gets CROWN bounds."""
-    tighten = tighten_by_crown(problem, parts=parts, combine=combine, rows=rows)
+
+    def needed(slot: int, box: Interval) -> Array | None:
+        return units(problem.program, slot, box, relu)
+
+    tighten = tighten_by_crown(problem, parts=parts, combine=combine, rows=rows, needed=needed)
     return propagate(problem.program, problem.sets, relu, tighten)
 
 
-def tighten_by_crown(problem: Problem, *, parts: Chunks, combine: Combine, rows: RowStrategy) -> Tighten:
-    """What that walk does with an operand."""
+def tighten_by_crown(
+    problem: Problem,
+    *,
+    parts: Chunks,
+    combine: Combine,
+    rows: RowStrategy,
+    needed: Callable[[int, Interval], Array | None] = lambda slot, box: None,
+) -> Tighten:
+    """What that walk does with an operand: bounds of the elements that are needed (None: all of them)."""
     program = problem.program
     region = dict(zip(program.inputs, problem.sets, strict=True))
 
@@ -137,20 +155,31 @@ def tighten_by_crown(problem: Problem, *, parts: Chunks, combine: Combine, rows:
         inside = [region[k] for k in cone.inputs]
         if is_exact(cone, inside):
             return box
-        needed = cone.among(so_far.relaxations)
-        found = backward_bounds(cone, needed, inside, like=box, sharing=rows(cone, inside, needed), parts=parts)
+        lines = cone.among(so_far.relaxations)
+        some = needed(slot, box)
+        options = {"sharing": rows(cone, inside, lines), "parts": parts, "needed": some}
+        found = backward_bounds(cone, lines, inside, like=box, **options)
+        if some is not None:
+            found = Interval(*(jnp.where(some, end, known) for end, known in zip(found, box, strict=True)))
         return valid_interval(*combine(box, found))
 
     return tighten
 
 
 def backward_bounds(
-    cone: Program, relaxations: Nodes, sets: Sequence[Any], *, like: Interval, sharing: Sharing | None, parts: Chunks
+    cone: Program,
+    relaxations: Nodes,
+    sets: Sequence[Any],
+    *,
+    like: Interval,
+    sharing: Sharing | None,
+    parts: Chunks,
+    needed: Array | None = None,
 ) -> Interval:
     """The bounds of a program's one output, an array like one end of the Interval, by single or by shared rows."""
     if sharing is not None:
-        return shared_bounds(cone, relaxations, sets, sharing=sharing, parts=parts)
-    return unit_rows(lambda units: lower_rows(cone, relaxations, sets, [units]), like.lower, parts)
+        return shared_bounds(cone, relaxations, sets, sharing=sharing, parts=parts, needed=needed)
+    return unit_rows(lambda units: lower_rows(cone, relaxations, sets, [units]), like.lower, parts, needed=needed)
 
 
 def is_exact(cone: Program, sets: Sequence[Set]) -> bool:

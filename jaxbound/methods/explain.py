@@ -16,7 +16,7 @@ from jaxbound.methods.interval import propagate
 from jaxbound.methods.problem import is_valid, prepare, rule_of
 from jaxbound.program import LOOPS, Equation, Program
 from jaxbound.rules.registry import Linear, Nonlinear
-from jaxbound.rules.relaxation import Affine, Relaxation
+from jaxbound.rules.relaxation import Relaxation, open_elements
 from jaxbound.sets import Array, Interval, Set
 
 
@@ -211,21 +211,10 @@ def _ratio(after: float, before: float) -> float | None:
 def _unstable(found: _Walk, equation: Equation) -> float | None:
     """The share of elements whose two lines differ, in a loop over all of its operations."""
     lines = jax.tree.leaves(found.relaxations[equation.outputs[0]], is_leaf=lambda leaf: isinstance(leaf, Relaxation))
-    if not lines or not all(map(_is_elementwise, lines)):
+    marks = [open_elements(relaxation) for relaxation in lines]
+    if not marks or any(mark is None for mark in marks):
         return None
-    return float(np.mean(np.concatenate([np.ravel(_differ(*relaxation)) for relaxation in lines])))
-
-
-def _is_elementwise(lines: Relaxation) -> bool:
-    """Whether every element has slopes of its own."""
-    shape = np.shape(lines.upper.intercept)
-    return all([np.shape(x) for x in jax.tree.leaves(slope)] == [shape] for side in lines for slope in side.slopes)
-
-
-def _differ(lower: Affine, upper: Affine) -> Any:
-    """Where two affine functions of single elements differ."""
-    below, above = ((*side.slopes, 0 if side.intercept is None else side.intercept) for side in (lower, upper))
-    return functools.reduce(np.logical_or, (np.not_equal(a, b) for a, b in zip(below, above, strict=True)))
+    return float(np.mean(np.concatenate([np.ravel(mark) for mark in marks if mark is not None])))
 
 
 def _cells(node: Operation) -> tuple[str, ...]:

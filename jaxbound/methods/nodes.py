@@ -65,12 +65,13 @@ class Node:
         """Where the lines of free choice are nearest to those of the strategy, by the slope of the first operand."""
         rule, result = self.rule, self.result.lower
         shape = rule.freedom(*self.operands, **rule_params(self.equation)) if rule.freedom else result.shape
-        none, whole = jnp.zeros(shape, result.dtype), jnp.ones(shape, result.dtype)
-        lines = (self.lines(relu, Freedom(none, none)), self.lines(relu, Freedom(whole, whole)), self.lines(relu))
+        shapes = shape if isinstance(shape, Freedom) else Freedom(shape, shape)
+        none, whole = (Freedom(*(make(shape, result.dtype) for shape in shapes)) for make in (jnp.zeros, jnp.ones))
+        lines = (none, *(self.lines(relu, free) for free in (none, whole)), self.lines(relu))
 
-        def part(first: Affine, last: Affine, own: Affine) -> Array:
+        def part(none: Array, first: Affine, last: Affine, own: Affine) -> Array:
             low, high, slope = (side.slopes[0] for side in (first, last, own))
-            if [x.shape for x in jax.tree.leaves(slope)] != [shape]:
+            if [x.shape for x in jax.tree.leaves(slope)] != [none.shape]:
                 return none
             differ = jnp.isfinite(high - low) & (high != low)
             return jnp.where(differ, jnp.clip((slope - low) / jnp.where(differ, high - low, 1), 0, 1), 0.5)

@@ -81,6 +81,15 @@ class Sharing:
             row = row[..., None] * (jnp.arange(n) % step == offset[axis]).astype(self.dtype)
         return row
 
+    def holding(self, units: Array) -> Array:
+        """Which rows have one of some marked units, [*shape] -> [offsets on common axes, on single ones]."""
+        edges = [(0, count * step - n) for n, step, count in zip(self.shape, self.spacing, self.counts, strict=True)]
+        blocks = jnp.pad(units, edges).reshape(
+            [n for pair in zip(self.counts, self.spacing, strict=True) for n in pair]
+        )
+        found = jnp.any(blocks, axis=tuple(range(0, blocks.ndim, 2)))
+        return jnp.transpose(found, (*self.common, *self.single)).ravel()
+
     def pick(self, offset: Offset, values: Array) -> Array:
         """The elements of an array [*shape] at the units of a row: [*counts], zeros where there is no unit."""
         for axis, (count, step) in enumerate(zip(self.counts, self.spacing, strict=True)):
@@ -147,21 +156,33 @@ class Sharing:
 
 
 def shared_bounds(
-    program: Program, relaxations: Nodes, sets: Sequence[Interval], *, sharing: Sharing, parts: Chunks
+    program: Program,
+    relaxations: Nodes,
+    sets: Sequence[Interval],
+    *,
+    sharing: Sharing,
+    parts: Chunks,
+    needed: Array | None = None,
 ) -> Interval:
     """Bounds of all units of a program's one output over boxes by shared rows; differentiable.
 
-    Rows go backwards in blocks with the same offset along the common axes, for the lower and for the upper bounds.
+    Rows go backwards in blocks with the same offset along the common axes, for the lower and for the upper bounds; one
+    by one where only those are looked for that hold units which are `needed` (others may be unbounded, and there is no
+    derivative in reverse mode).
     """
     single = math.prod(sharing.single.values())
-    size, chunked = parts.blocks(single, copies=2)
+    size, chunked = parts.blocks(single, copies=2) if needed is None else (1, parts.of(2))
     pieces = -(-single // size)
 
     def of_piece(index: Array) -> Array:
         rows = jnp.minimum(index % pieces * size + jnp.arange(size), single - 1)  # the last one again to fill a piece
         return _lower_block(program, relaxations, sets, index // pieces, rows, sharing=sharing)
 
-    values = chunked.map(jax.vmap(of_piece), jnp.arange(sharing.rows // single * pieces))
+    index = jnp.arange(sharing.rows // single * pieces)
+    if needed is None:
+        values = chunked.map(jax.vmap(of_piece), index)
+    else:
+        values = chunked.map_some(jax.vmap(of_piece), index, sharing.holding(needed))
     values = jnp.moveaxis(values, 1, 0).reshape(2, sharing.rows // single, pieces * size, -1)[:, :, :single]
     return Interval(sharing.merge(values[0]), -sharing.merge(values[1]))
 

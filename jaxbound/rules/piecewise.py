@@ -54,8 +54,13 @@ def _min_interval(x: Any, y: Any, **_: Any) -> Interval:
     return Interval(jnp.minimum(x.lower, y.lower), jnp.minimum(x.upper, y.upper))
 
 
-register("max", Nonlinear(_max_interval, relax_max), Enclosed(_max_interval))
-register("min", Nonlinear(_min_interval, relax_min), Enclosed(_min_interval))
+def _one_bend(x: Any, y: Any, **_: Any) -> Freedom:
+    """On the other side of the bend there is one line, the chord."""
+    return Freedom(jnp.broadcast_shapes(*(as_box(end).lower.shape for end in (x, y))), ())
+
+
+register("max", Nonlinear(_max_interval, relax_max, freedom=_one_bend), Enclosed(_max_interval))
+register("min", Nonlinear(_min_interval, relax_min, freedom=_one_bend), Enclosed(_min_interval))
 
 
 # clip(x, low, high) = low + ramp(x - low), with high - low as the ramp's top.

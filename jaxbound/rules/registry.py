@@ -113,7 +113,8 @@ class Nonlinear:
         floats; `free` is a `Freedom` to use instead of the rule's own choice of lines.
       operands: positions that may be sets; None for all.
       evaluate: (slopes, *set_operands, **params) -> the linear part of one side of the relaxation.
-      freedom: (*operands, **params) -> the shape of each side of `free`; None for that of the result.
+      freedom: (*operands, **params) -> the shape of both sides of `free`, or a `Freedom` of two shapes; None for that
+        of the result.
       split: slopes -> two such, which sum to them: the nonnegative and the nonpositive part, in any form that
         `evaluate` reads.
     """
@@ -122,7 +123,7 @@ class Nonlinear:
     relax: Callable[..., Relaxation]
     operands: tuple[int, ...] | None = None
     evaluate: Callable[..., Array] = elementwise
-    freedom: Callable[..., tuple[int, ...]] | None = None
+    freedom: Callable[..., Any] | None = None
     split: Callable[[Any], tuple[Any, Any]] = by_sign
 
     def accepts(self, mask: Sequence[bool]) -> bool:

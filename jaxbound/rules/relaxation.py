@@ -40,6 +40,15 @@ class Relaxation(NamedTuple):
     upper: Affine
 
 
+def open_elements(lines: Relaxation) -> Array | None:
+    """Where the two lines of an elementwise relaxation differ; None where elements have no slopes of their own."""
+    shape = jnp.shape(lines.upper.intercept)
+    if any(jnp.shape(x) != shape for side in lines for x in jax.tree.leaves(side.slopes)):
+        return None
+    below, above = ((*side.slopes, 0 if side.intercept is None else side.intercept) for side in lines)
+    return functools.reduce(jnp.logical_or, (jnp.not_equal(a, b) for a, b in zip(below, above, strict=True)))
+
+
 class Freedom(NamedTuple):
     """What is left free in the lines of a node, numbers in [0, 1]; every choice of them gives a relaxation.
 
