@@ -1,11 +1,13 @@
 import json
 
 import numpy as np
+import pytest
 
 from experiments import bound_table
 from tests.experiments import tiny_runs
 
 
+@pytest.mark.slow(reason="trains, and compiles every method")
 def test_tight_lines_keep_the_order_on_a_trained_network(tiny, tmp_path):
     """Theorem 2 of Lyu et al. 2021, example by example."""
     tiny_runs.train(tmp_path, eval_size=10)

@@ -22,6 +22,7 @@ def test_a_family_is_trained_one_after_the_other(tiny, tmp_path):
         assert json.loads((tmp_path / name / "results.json").read_text())["flags"]["model"] == name
 
 
+@pytest.mark.slow(reason="trains several networks")
 def test_the_command(tiny, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(models.MODEL_SETS, "mnist_small", ("mlp",))
     flags = tiny_runs.config(tmp_path, max_steps=3, eval_size=10)

@@ -60,6 +60,7 @@ def test_in_float64_to_the_last_digits(tiny, double, name):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), first, second)
 
 
+@pytest.mark.slow(reason="compiles a deep network twice")
 def test_batch_statistics_are_of_the_whole_batch(tiny, double):
     changes = {"model": "cnn_small_bn", "batch_size": 16, "epochs": 1, "warmup_epochs": 0, "ramp_epochs": 1}
     found = []
@@ -71,7 +72,14 @@ def test_batch_statistics_are_of_the_whole_batch(tiny, double):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), *found)
 
 
-@pytest.mark.parametrize("name, model", [("ibp", "cnn_small_bn"), ("crown_ibp", "mlp"), ("global", "mlp")])
+@pytest.mark.parametrize(
+    "name, model",
+    [
+        pytest.param("ibp", "cnn_small_bn", marks=pytest.mark.slow(reason="compiles a deep network")),
+        ("crown_ibp", "mlp"),
+        ("global", "mlp"),
+    ],
+)
 def test_all_that_devices_exchange_are_sums(tiny, name, model):
     """Of gradients, of metrics, of batch statistics: everything else stays where it is."""
     this = made(name, mesh="data:8", model=model)

@@ -36,6 +36,7 @@ def test_gains():
     assert growth.mean_gain == pytest.approx(0.5**0.5)
 
 
+@pytest.mark.slow(reason="the command prints it")
 def test_the_mean_gain_is_near_one_only_with_ibps_weights():
     settings = {"radius": 0.1, "count": 2, "seeds": 1}
     gains = {

@@ -42,7 +42,16 @@ KEPT = {
 }
 
 
-FURTHER = ("fashion", "slope", "short warm-up", "l2", "global crown_ibp", "cifar10 ibp")  # variants of what others run
+FURTHER = {
+    "fashion",
+    "ramp",
+    "slope",
+    "short warm-up",
+    "l2",
+    "global crown_ibp",
+    "cifar10 ibp",
+    "cifar10 crown_ibp",
+}  # variants of what others run
 
 
 @pytest.mark.parametrize(

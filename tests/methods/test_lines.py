@@ -135,6 +135,7 @@ def test_rows_that_share_lines_have_those_of_the_highest_sum(double):
     assert again.sum() > crown.sum() + 1e-6
 
 
+@pytest.mark.slow(reason="compiles twice")
 def test_going_on_where_intermediate_bounds_were_optimised(double):
     box, spec = soundness.boxes(3)[1], SMALL.astype(float)
     make = functools.partial(jaxbound.optimized_lines, small, **JOINT)

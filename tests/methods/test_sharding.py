@@ -109,6 +109,7 @@ def test_pmap(method):
 
 
 @with_methods("crown", slow=["lbp"])
+@pytest.mark.slow(reason="compiles full CROWN twice, and its gradient")
 def test_shard_map_with_its_checks_on(method):
     whole, split = PartitionSpec(), PartitionSpec("data")
     spread = functools.partial(jax.shard_map, mesh=mesh(data=8), in_specs=(whole, split))

@@ -19,6 +19,8 @@ METHODS = {
     "crown": functools.partial(jaxbound.crown, chunk=16),
     "lbp": jaxbound.lbp,
 }
+QUICK = ("ibp", "crown_ibp", "crown")
+SLOW = pytest.mark.slow(reason="forward bounds take a walk for each parameter")
 
 
 class Dense(nn.Module):
@@ -103,7 +105,7 @@ NETWORKS = {
 }
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [pytest.param(name, marks=() if name in QUICK else SLOW) for name in METHODS])
 @pytest.mark.parametrize("name", NETWORKS)
 def test_sound_for_every_parameter(name, method, double):
     """Of weights alone, and of weights and the input at once."""
