@@ -41,7 +41,10 @@ def masks(fn, region):
     return found
 
 
-@pytest.mark.parametrize("rows", [jaxbound.shared_rows, jaxbound.single_rows])
+SLOW = pytest.mark.slow(reason="compiles full CROWN twice")
+
+
+@pytest.mark.parametrize("rows", [jaxbound.shared_rows, pytest.param(jaxbound.single_rows, marks=SLOW)])
 def test_bounds_by_lines_stay_the_same(rows):
     """Also where nothing else is used, and for a batch, of which each example has units of its own to leave out."""
     boxes = jax.vmap(lambda seed: box(seed=seed))(jnp.arange(2))
