@@ -214,6 +214,10 @@ class Program:
         firsts = (equation.outputs[0] for equation in self.equations)
         return {slot: results[slot] for slot in firsts if slot in results}
 
+    def shapes(self) -> dict[int, jax.ShapeDtypeStruct]:
+        """Shapes and types of its equations' results, by slot."""
+        return {slot: shape for eq in self.equations for slot, shape in zip(eq.outputs, eq.shapes, strict=True)}
+
     def open_slots(self, mask: Sequence[bool] | None = None) -> frozenset[int]:
         """The slots that depend on the inputs (on those marked in the mask)."""
         flags = mask or [True] * len(self.inputs)

@@ -147,12 +147,9 @@ def tighten_by_crown(
     needed: Callable[[int, Interval], Array | None] = lambda slot, box: None,
 ) -> Tighten:
     """What that walk does with an operand: bounds of the elements that are needed (None: all of them)."""
-    program = problem.program
-    region = dict(zip(program.inputs, problem.sets, strict=True))
 
     def tighten(slot: int, box: Interval, so_far: Propagation) -> Interval:
-        cone = program.cone([slot])
-        inside = [region[k] for k in cone.inputs]
+        cone, inside = problem.cone(slot)
         if is_exact(cone, inside):
             return box
         lines = cone.among(so_far.relaxations)

@@ -23,7 +23,7 @@ from jaxbound.methods.replay import Nodes, fixed_program, graft, lower_rows
 from jaxbound.methods.shared import Sharing
 from jaxbound.program import Program
 from jaxbound.rules.relaxation import Freedom
-from jaxbound.sets import Array, Interval, Set, is_set, tightest
+from jaxbound.sets import Array, Interval, is_set, tightest
 
 # Label of a node -> what its lines were given, with the sets of lines as leading axis. Lines for the rows of an
 # intermediate value have the label of what meets it in front, "label/label".
@@ -86,7 +86,7 @@ def free_layers(problem: Problem, propagation: Propagation, strategy: LineStrate
         operands = zip(node.equation.inputs, node.operands, strict=True)
         slots = [slot for slot, x in operands if is_set(x) and is_float(x.lower)]
         for label, slot in zip(names[names.index(node.label) :], slots, strict=False):
-            cone, sets = _cone(problem, slot)
+            cone, sets = problem.cone(slot)
             if slot in found or is_exact(cone, sets) or not cone.among(propagation.nodes):
                 continue
             size = propagation.layers[label].lower.size
@@ -184,7 +184,7 @@ class Lines:
 
     def _backward(self, slot: int, layer: Layer, so_far: Propagation, free: Freedoms) -> Interval:
         """The bounds of an intermediate value by its lines."""
-        cone, sets = _cone(self.problem, slot)
+        cone, sets = self.problem.cone(slot)
         inside = cone.among(so_far.nodes)
         own = {node.label: free[f"{layer.label}/{node.label}"] for node in inside.values()}
         like = self.propagation.layers[layer.label]
@@ -198,13 +198,6 @@ class Lines:
         each = 2 * like.lower.size // layer.sets
         lines = jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), own)
         return unit_rows(jax.vmap(of_row), like.lower, self.parts, given=(lines,))
-
-
-def _cone(problem: Problem, slot: int) -> tuple[Program, list[Set]]:
-    """What leads to a value, and the sets that it depends on."""
-    cone = problem.program.cone([slot])
-    sets = dict(zip(problem.program.inputs, problem.sets, strict=True))
-    return cone, [sets[k] for k in cone.inputs]
 
 
 def _relaxations(program: Program, walk: Propagation, relu: relax.ReluStrategy, free: Freedoms) -> Nodes:

@@ -45,8 +45,9 @@ def shared_rows(program: Program, sets: Sequence[Set], relaxations: Nodes) -> Sh
     is gained or nothing is known, every unit has its own row: behind dense layers, on balls, inside loops, for indices
     that are computed when the program runs, and for fewer than 64 units.
     """
-    shapes = {slot: shape for eq in program.equations for slot, shape in zip(eq.outputs, eq.shapes, strict=True)}
-    shapes |= {slot: jax.typeof(element(region)) for slot, region in zip(program.inputs, sets, strict=True)}
+    shapes = program.shapes() | {
+        slot: jax.typeof(element(region)) for slot, region in zip(program.inputs, sets, strict=True)
+    }
     (output,) = program.outputs
     shape = shapes[output].shape
     if math.prod(shape) < _FEWEST_UNITS or max(shape) > _LONGEST_AXIS or _is_dense(program, shapes):

@@ -51,6 +51,11 @@ class Problem:
         args, _ = jax.tree.unflatten(self.arguments, leaves)
         return args[0] if self.single else args
 
+    def cone(self, slot: int) -> tuple[Program, list[Set]]:
+        """What leads to a value, and the sets that it depends on."""
+        cone, sets = self.program.cone([slot]), dict(zip(self.program.inputs, self.sets, strict=True))
+        return cone, [sets[k] for k in cone.inputs]
+
     def rows(self, spec: Any) -> list[Array]:
         """The spec as one array [S, *out] for each output leaf.
 

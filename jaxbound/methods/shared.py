@@ -220,8 +220,7 @@ def _choose_both(
     """
     tail = program.cone(program.outputs, relaxations)
     head = program.cone(tail.inputs)
-    shapes = {slot: shape for eq in program.equations for slot, shape in zip(eq.outputs, eq.shapes, strict=True)}
-    shapes |= {slot: jax.typeof(box.lower) for slot, box in zip(program.inputs, boxes, strict=True)}
+    shapes = program.shapes() | {slot: jax.typeof(box.lower) for slot, box in zip(program.inputs, boxes, strict=True)}
     anywhere = [Interval(x, x) for x in (jnp.zeros(shapes[k].shape, shapes[k].dtype) for k in tail.inputs)]
 
     def local(part: Program) -> dict[int, tuple[int, ...]]:

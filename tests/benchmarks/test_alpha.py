@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 
 import jaxbound
 from benchmarks import alpha, bounds, models
@@ -27,7 +26,6 @@ def test_the_hand_written_bounds_start_as_crown_ibp():
     assert sum(float(jnp.abs(slopes).sum()) for slopes in jax.tree.leaves(gradient)) > 0
 
 
-@pytest.mark.slow(reason="compiles full CROWN twice")
 def test_no_step_is_crown():
     args = bounds.inputs(NETWORK, 2)
     found = alpha.by_jaxbound(NETWORK, *args, steps=0)

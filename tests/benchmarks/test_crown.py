@@ -1,7 +1,5 @@
 """The comparison of shared with single rows runs; `compare` itself fails where their bounds differ."""
 
-import pytest
-
 from benchmarks import crown, models
 
 SMALL = models.Network(
@@ -11,7 +9,6 @@ SMALL = models.Network(
 )
 
 
-@pytest.mark.slow(reason="compiles full CROWN twice")
 def test_shared_rows_beside_single_ones():
     assert crown.rows(SMALL) == [(128, 50)]
     comparison = crown.measure(SMALL, batch=2, rounds=1, chunk=64)

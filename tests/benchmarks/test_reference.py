@@ -90,13 +90,7 @@ def test_hidden_bounds_of_a_known_network(float64):
     np.testing.assert_allclose(hidden["second"], [[[-0.15, -0.675, -0.325]], [[1.1375, 0.425, 0.5]]], atol=1e-12)
 
 
-@pytest.mark.parametrize(
-    "dtype, values, gradients",
-    [
-        pytest.param("float32", 1e-5, 1e-4, marks=pytest.mark.slow(reason="float64 is the sharper one")),
-        ("float64", 1e-13, 1e-9),
-    ],
-)
+@pytest.mark.parametrize("dtype, values, gradients", [("float32", 1e-5, 1e-4), ("float64", 1e-13, 1e-9)])
 def test_forms_agree(float64, dtype, values, gradients):
     params, box, labels = problem(TINY_CNN, radius=0.05, dtype=dtype)
 

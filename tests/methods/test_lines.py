@@ -13,7 +13,7 @@ from jaxbound.methods.crown import crown_walk
 from jaxbound.methods.lines import Lines, free_layers
 from jaxbound.methods.problem import prepare
 from tests import soundness
-from tests.methods.test_optimized import CASES, SPEC
+from tests.methods.test_optimized import CASES, SPEC, largest_gain
 
 W = [soundness.weights(3, 3, seed=k) for k in range(3)]
 SMALL = soundness.weights(2, 3, seed=5)
@@ -37,31 +37,16 @@ def hard(name):
     return pytest.param(name, marks=pytest.mark.slow)
 
 
-def check(fn, spec, options):
-    """Bounds are sound and never looser than CROWN's; returns the largest gain."""
-    gained = []
-    bound = jaxbound.alpha_crown(fn, steps=6, **options)
-    methods = jax.jit(lambda box: [make(box, spec=spec) for make in (jaxbound.crown(fn), bound)])
-    for box in soundness.boxes(spec.shape[1])[:3]:
-        crown, optimized = methods(box)
-        points = jax.vmap(functools.partial(soundness.point, box))(soundness.as_float(soundness.units(box, 500)))
-        values = jax.vmap(fn)(points) @ spec.T
-        assert (values >= optimized - 1e-12 * (1 + jnp.abs(optimized))).all()
-        assert (optimized >= crown).all()
-        gained.append((optimized - crown).max())
-    return max(gained)
-
-
 @pytest.mark.parametrize("name", ["shared", "joint", hard("joint, each unit"), hard("joint, shared")])
 def test_sound_and_never_looser_than_crown(name, double):
-    assert check(small, SMALL.astype(float), OPTIONS[name]) > 1e-6
+    assert largest_gain(small, SMALL.astype(float), steps=6, **OPTIONS[name]) > 1e-6
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("options", [JOINT, OPTIONS["joint, each unit"]], ids=["shared", "single"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_node_is_optimised_jointly(name, options, double):
-    check(CASES[name], SPEC.astype(float), options)
+    largest_gain(CASES[name], SPEC.astype(float), steps=6, **options)
 
 
 def lines_of(fn, box, *, spec, strategy, relu=relax.adaptive):
