@@ -7,19 +7,20 @@ chain of primitives: sound, and looser.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxbound.program import Equation, Program
-from jaxbound.rules.composites import COMPOSITES, Composite, Sum
+from jaxbound.rules.composites import COMPOSITES, Composite, Sum, in_front, mapped
 from jaxbound.sameness import same_name, same_step, same_value
 from jaxbound.tracing import Recognizer, trace
 
 _AFTER = 3  # how many steps may lead from a key primitive to the result
 _BEFORE = 12  # and how many from the sum that tells the axes
+_LAYOUT = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose"}
 
 
 def recognized(program: Program, calls: Recognizer) -> Program:
@@ -55,13 +56,16 @@ def _makers(program: Program) -> dict[int, Equation]:
     return {slot: equation for equation in program.equations for slot in equation.outputs}
 
 
-def _bound_to(fn: Callable, over: Sum | None) -> Callable:
-    return fn if over is None else functools.partial(fn, over=over)
+def _content(slot: int, makers: Mapping[int, Equation]) -> int:
+    """What a slot is a layout of."""
+    while slot in makers and makers[slot].name in _LAYOUT:
+        slot = makers[slot].inputs[0]
+    return slot
 
 
 def _traced(fn: Callable, operands: Sequence[Any], over: Sum | None, calls: Recognizer) -> Program | None:
     try:
-        return trace(_bound_to(fn, over), operands, calls)[0]
+        return trace(fn if over is None else mapped(fn, over), operands, calls)[0]
     except (TypeError, ValueError, IndexError):  # there is no such function of these shapes
         return None
 
@@ -70,20 +74,30 @@ def _operands(composite: Composite, result: jax.ShapeDtypeStruct, over: Sum | No
     """The shapes of x and of the other operands, from that of the result."""
     shape = result.shape if composite.keeps_shape or over is None else over.shape
     shapes = {"eps": (), "scale": (*(1 for _ in shape[:-1]), *shape[-1:])}
+    if over is not None and over.mapped is not None:
+        shapes["scale"] = shapes["scale"][1:]
+        shape = (*shape[1 : 1 + over.mapped], shape[0], *shape[1 + over.mapped :])
     every = (shape, *(shapes[name] for name in composite.operands))
     return tuple(jax.ShapeDtypeStruct(each, result.dtype) for each in every)
 
 
 @functools.cache
-def _examples(composite: Composite, calls: Recognizer, dtype: Any) -> list[Program]:
-    """The reference for small shapes: rows, columns, one row, groups. Others have the names of one of these."""
-    sums = [Sum((1,), (3, 4)), Sum((0,), (3, 4)), Sum((0,), (4,)), Sum((0, 2), (3, 2, 2))]
-    shapes = [(3, 4), (3, 4), (4,), (3, 4)]
-    programs = []
-    for over, shape in zip(sums if composite.reduces else [None], shapes, strict=False):
-        operands = _operands(composite, jax.ShapeDtypeStruct(shape, dtype), over)
-        programs.append(_traced(composite.reference, operands, over, calls))
-    return [program for program in programs if program is not None]
+def _example(composite: Composite, calls: Recognizer, dtype: Any) -> Program | None:
+    """The reference for small columns: rows may be one call that has a rule, and need other shapes to be divided."""
+    over = Sum((0,), (3, 4)) if composite.reduces else None
+    operands = _operands(composite, jax.ShapeDtypeStruct((3, 4), dtype), over)
+    return _traced(composite.reference, operands, over, calls)
+
+
+def _mapped_sums(over: Sum) -> Iterator[Sum]:
+    """What a sum may be under `jax.vmap`: one of x as it is, or with the mapped axis in front."""
+    for axis in range(len(over.shape)):
+        if axis not in over.axes:
+            order = [axis, *(k for k in range(len(over.shape)) if k != axis)]
+            axes = tuple(order.index(k) for k in over.axes)
+            yield Sum(axes, tuple(over.shape[k] for k in order), axis)
+        if 0 not in over.axes:
+            yield over._replace(mapped=axis)
 
 
 class _Finder:
@@ -118,17 +132,16 @@ class _Finder:
                 inputs = self._match(end, self.reference(composite, operands, over), same_step)
                 numbers = zip(("", *composite.operands), inputs or (), strict=False)
                 if inputs and all(slot in self.program.constants for name, slot in numbers if name == "eps"):
-                    standing = _bound_to(composite.standing, over)
+                    standing = composite.standing if over is None else in_front(composite.standing, over)
                     return self._spliced(end, inputs, trace(standing, operands, self.calls)[0])
         return None
 
     def _resembles(self, end: int, composite: Composite) -> bool:
-        """Whether the names of the primitives are the reference's. Only then it is traced for the shapes at hand."""
-        examples = _examples(composite, self.calls, jnp.result_type(float))
-        return any(self._match(end, example, same_name) for example in examples)
+        """Whether the primitives but for layout are the reference's. Only then it is traced for the shapes at hand."""
+        return self._match(end, _example(composite, self.calls, jnp.result_type(float)), same_name) is not None
 
     def _sums(self, end: int) -> list[Sum]:
-        """The two kinds of sums that are nearest before a slot."""
+        """The two kinds of sums that are nearest before a slot, as they stand and as `jax.vmap` may have made them."""
         found: dict[Sum, None] = {}
         level = [end]
         for _ in range(_BEFORE):
@@ -139,7 +152,8 @@ class _Finder:
                     axes = tuple(int(axis) for axis in equation.params["axes"])
                     found[Sum(axes, before.shapes[before.outputs.index(equation.inputs[0])].shape)] = None
             level = [slot for equation in makers for slot in equation.inputs]
-        return list(found)[:2]
+        plain = list(found)[:2]
+        return plain + list(dict.fromkeys(made for over in plain for made in _mapped_sums(over)))
 
     def _reference(self, composite: Composite, operands: Sequence[Any], over: Sum | None) -> Program | None:
         return _traced(composite.reference, operands, over, self.calls)
@@ -152,6 +166,8 @@ class _Finder:
         found: dict[int, int] = {}
 
         def same(mine: int, theirs: int) -> bool:
+            if alike is same_name:
+                mine, theirs = _content(mine, self.makers), _content(theirs, makers)
             if theirs in found:
                 return found[theirs] == mine
             found[theirs] = mine

@@ -21,10 +21,16 @@ from jaxbound.sets import Array
 
 
 class Sum(NamedTuple):
-    """A sum in the program, which tells the axes of what is recognised: of an array of this shape over these axes."""
+    """A sum in the program, which tells the axes of what is recognised.
+
+    Attributes:
+      axes, shape: it sums an array of this shape over these axes.
+      mapped: the axis of x over which `jax.vmap` maps, if it does; it is the first one of the sum and of the result.
+    """
 
     axes: tuple[int, ...]
     shape: tuple[int, ...]
+    mapped: int | None = None
 
 
 class Composite(NamedTuple):
@@ -44,6 +50,21 @@ class Composite(NamedTuple):
     operands: tuple[str, ...] = ()
     reduces: bool = True
     keeps_shape: bool = True
+
+
+def mapped(fn: Callable[..., Array], over: Sum) -> Callable[..., Array]:
+    """A reference with its sum, under `jax.vmap` if the sum says so. That may transpose arrays halfway through."""
+    if over.mapped is None:
+        return functools.partial(fn, over=over)
+    inner = functools.partial(fn, over=Sum(tuple(axis - 1 for axis in over.axes), over.shape[1:]))
+    return lambda x, *operands: jax.vmap(lambda part: inner(part, *operands), in_axes=over.mapped)(x)
+
+
+def in_front(fn: Callable[..., Array], over: Sum) -> Callable[..., Array]:
+    """What stands for a reference, on x with the mapped axis as the first one."""
+    if over.mapped is None:
+        return functools.partial(fn, over=over)
+    return lambda x, *operands: fn(jnp.moveaxis(x, over.mapped, 0), *operands, over=over._replace(mapped=None))
 
 
 def rows(x: Array, over: Sum) -> Array:
