@@ -15,7 +15,7 @@ from jaxbound.bounds import LinearBound, Planes
 from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, interval_bounds, propagate
 from jaxbound.methods.problem import Problem, prepare, valid_interval, valid_lower
-from jaxbound.methods.replay import choose_lines, lower_rows
+from jaxbound.methods.rows import choose_lines, lower_rows
 from jaxbound.sets import Array, Interval, is_set
 
 Combine = Callable[[Interval, Interval], Interval]

@@ -13,7 +13,8 @@ from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, Tighten, propagate
 from jaxbound.methods.locality import RowStrategy, shared_rows
 from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
-from jaxbound.methods.replay import Nodes, lower_rows
+from jaxbound.methods.replay import Nodes
+from jaxbound.methods.rows import lower_rows
 from jaxbound.methods.shared import Sharing, shared_bounds
 from jaxbound.methods.units import UnitStrategy, every_unit
 from jaxbound.program import LOOPS, Program

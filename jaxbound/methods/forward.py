@@ -13,7 +13,8 @@ from jaxbound.methods.backward import Combine, bounds_by_rows, unit_rows
 from jaxbound.methods.chunks import WHOLE, Chunks
 from jaxbound.methods.interval import Propagation, Tighten, linear_tail, propagate
 from jaxbound.methods.problem import prepare, valid_interval, valid_lower
-from jaxbound.methods.replay import Nodes, choose_lines, lower_rows
+from jaxbound.methods.replay import Nodes
+from jaxbound.methods.rows import choose_lines, lower_rows
 from jaxbound.program import Program
 from jaxbound.sets import Array, Interval, Set, tightest
 

@@ -12,7 +12,7 @@ from jaxbound.bounds import lower_value
 from jaxbound.methods.backward import blend, check_beta, is_number
 from jaxbound.methods.interval import Propagation, linear_tail, propagate
 from jaxbound.methods.problem import Problem, prepare
-from jaxbound.methods.replay import choose_lines, lower_rows
+from jaxbound.methods.rows import choose_lines, lower_rows
 from jaxbound.rules.relaxation import settled
 from jaxbound.rules.softmax import mean_decay
 from jaxbound.sets import Array, Interval, Set, midpoint, radius

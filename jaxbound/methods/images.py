@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxbound.methods.replay import varying
+from jaxbound.methods.rows import varying
 from jaxbound.program import Equation
 from jaxbound.sets import Array, Interval, SupportSet, element
 from jaxbound.support import box_around

@@ -13,7 +13,7 @@ from jaxbound.methods.control import constant_lines, enclose, propagate_loop
 from jaxbound.methods.images import image, image_box, images
 from jaxbound.methods.nodes import Node
 from jaxbound.methods.problem import Problem, is_float, prepare, rule_of, rule_params, valid_interval
-from jaxbound.methods.replay import lower_rows
+from jaxbound.methods.rows import lower_rows
 from jaxbound.program import LOOPS, Equation, Program, walk
 from jaxbound.rules.discrete import as_box
 from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear

@@ -19,7 +19,8 @@ from jaxbound.methods.crown import backward_bounds, is_exact, tighten_by_crown
 from jaxbound.methods.interval import Propagation, propagate
 from jaxbound.methods.locality import shared_rows
 from jaxbound.methods.problem import Problem, is_float, valid_interval
-from jaxbound.methods.replay import Nodes, fixed_program, graft, lower_rows
+from jaxbound.methods.replay import Nodes
+from jaxbound.methods.rows import fixed_program, graft, lower_rows, lower_rows_by_lines
 from jaxbound.methods.shared import Sharing
 from jaxbound.program import Program
 from jaxbound.rules.relaxation import Freedom
@@ -107,6 +108,7 @@ class Lines:
       sets: how many sets of lines they have.
       layers: slot -> the intermediate value there; none where their bounds stay those of the walk.
       parts: in which chunks the rows of intermediate values go backwards.
+      lower: (program, relaxations, sets, spec) -> the lower bounds of some rows by given lines.
     """
 
     problem: Problem
@@ -116,6 +118,7 @@ class Lines:
     sets: int
     layers: Mapping[int, Layer]
     parts: Chunks
+    lower: Callable[..., Array] = lower_rows
 
     def fixed(self) -> "Lines":
         """The same, to be differentiated with respect to what is free only."""
@@ -125,7 +128,8 @@ class Lines:
         problem = dataclasses.replace(problem, program=program, sets=fixed(problem.sets))
         relaxations, boxes = fixed((propagation.relaxations, propagation.layers))
         propagation = dataclasses.replace(propagation, nodes=nodes, relaxations=relaxations, layers=boxes)
-        return dataclasses.replace(self, problem=problem, propagation=propagation, spec=fixed(list(self.spec)))
+        changed = {"problem": problem, "propagation": propagation, "spec": fixed(list(self.spec))}
+        return dataclasses.replace(self, **changed, lower=lower_rows_by_lines)
 
     def start(self) -> Freedoms:
         """Where the strategy's lines are."""
@@ -160,7 +164,7 @@ class Lines:
         own = {node.label: free[node.label] for node in walk.nodes.values()}
 
         def of_set(free: Freedoms, spec: list[Array]) -> Array:
-            return lower_rows(problem.program, _relaxations(problem.program, walk, self.relu, free), problem.sets, spec)
+            return self.lower(problem.program, _relaxations(problem.program, walk, self.relu, free), problem.sets, spec)
 
         bounds = jax.vmap(of_set)(own, [x.reshape(self.sets, -1, *x.shape[1:]) for x in self.spec])
         return bounds.reshape(count), self._boxes(walk)
@@ -193,7 +197,7 @@ class Lines:
             return backward_bounds(cone, lines, sets, like=like, sharing=layer.sharing, parts=self.parts)
 
         def of_row(unit: Array, free: Freedoms) -> Array:
-            return lower_rows(cone, _relaxations(cone, so_far, self.relu, free), sets, [unit[None]])[0]
+            return self.lower(cone, _relaxations(cone, so_far, self.relu, free), sets, [unit[None]])[0]
 
         each = 2 * like.lower.size // layer.sets
         lines = jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), own)

@@ -1,8 +1,8 @@
 """alpha-CROWN: backward linear bounds whose lines are optimised.
 
 Any relaxation gives a bound, so the best one is a matter of optimisation: what `Freedom` leaves open in the lines of
-each node is moved by gradient steps that raise the bound. By the envelope theorem one step costs a backward pass, a
-forward pass and its gradient (`methods/replay.py`).
+each node is moved by gradient steps that raise the bound. By the envelope theorem one step costs a backward pass and a
+forward pass (`methods/rows.py`).
 """
 
 import functools
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 
 from jaxbound import relax
 from jaxbound.methods.backward import bounds_by_rows
@@ -19,7 +20,7 @@ from jaxbound.methods.chunks import chunks
 from jaxbound.methods.crown import crown_walk
 from jaxbound.methods.lines import Boxes, Freedoms, Lines, LineStrategy, free_layers, sets_of_lines, single_lines
 from jaxbound.methods.problem import Problem, prepare, valid_lower
-from jaxbound.methods.replay import graft
+from jaxbound.methods.rows import graft
 from jaxbound.sets import Array
 
 
@@ -63,7 +64,7 @@ def alpha_crown(
 
     Each row keeps the best bound of all steps, beginning with that of `crown`: it is never looser. Intermediate bounds
     are those of `crown`, and stay, or are optimised jointly for the sake of the rows; then too the best of all steps
-    are kept.
+    are kept. Under `jax.vmap` all examples go on until the last one ends.
 
     Args:
       fn: a JAX function of one example, as for `ibp`.
@@ -250,7 +251,7 @@ def _ascend(lines: Lines, free: Freedoms | None, ascent: Ascent) -> _Best:
 
     def going(state: tuple) -> Array:
         step, _, _, best = state
-        return (step < ascent.steps) & (best.idle < ascent.patience) & ~(best.bounds > ascent.until).all()
+        return _any((step < ascent.steps) & (best.idle < ascent.patience) & ~(best.bounds > ascent.until).all())
 
     def move(state: tuple) -> tuple:
         step, free, memory, best = state
@@ -263,6 +264,18 @@ def _ascend(lines: Lines, free: Freedoms | None, ascent: Ascent) -> _Best:
     state = (jnp.zeros((), int), free, optimizer.init(free), best)
     _, free, _, best = jax.lax.while_loop(going, move, state)
     return best.improved(lines.bounds(free, best.boxes), free, groups)
+
+
+@custom_vmap
+def _any(condition: Array) -> Array:
+    """The same; under `jax.vmap`, whether it holds of any example: a loop on it needs no selection at each step."""
+    return condition
+
+
+@_any.def_vmap
+def _any_of_batch(size: int, batched: list[bool], condition: Array) -> tuple[Array, bool]:
+    del size
+    return (_any(condition.any()) if batched[0] else condition), False
 
 
 def _checked(free: Freedoms, start: Freedoms) -> Freedoms:

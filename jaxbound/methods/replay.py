@@ -1,16 +1,9 @@
-"""Linear bounds by replaying a program with its relaxations in place: choose lines, then evaluate them.
+"""A program with stand-ins for its nonlinear equations: what choosing lines and evaluating them have in common.
 
-Choose. With every nonlinear equation replaced by one of its two lines the program is affine, and JAX's own `vjp` of it,
-taken with the rows of a spec, is the CROWN recursion: positive cotangents go through the lower line, negative ones
-through the upper line. Every constant on the way is multiplied by a scalar tap `one`, whose cotangent collects the
-bias; every nonlinear result gets a zero `delta` added, whose cotangent tells which line each row took.
-
-Evaluate. By the envelope theorem each row's bound is also the value of the program at the row's worst input with the
-chosen lines in place: an ordinary forward pass. `graft` takes the value from the first and the derivative from the
-second, which is exact to first order and much cheaper than differentiating the recursion.
+Every constant on the way is multiplied by a scalar tap `one`, so that the program is linear in its inputs and the tap,
+and a cotangent of the tap collects the bias.
 """
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,14 +11,11 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxbound.bounds import lower_value, worst_input
 from jaxbound.methods.control import closed_results
-from jaxbound.methods.problem import is_float, rule_of, rule_params, valid_lower
+from jaxbound.methods.problem import is_float, rule_of, rule_params
 from jaxbound.program import Equation, Program, Scan, walk
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
-from jaxbound.rules.relaxation import Relaxation
-from jaxbound.sets import Array, Set, element
-from jaxbound.tracing import mesh_axes
+from jaxbound.sets import Array
 
 # Per nonlinear equation, by its first result's slot: a relaxation; for a scan such a mapping stacked over its steps;
 # for what is known by intervals alone a mapping of its results' constant lines, by their slots.
@@ -38,182 +28,23 @@ class Stage(NamedTuple):
     """What stands in for the equations of a program.
 
     Attributes:
-      nonlinear: (apply, state, one, operands) -> result, where `apply(slopes, *operands)` is the rule's reading of the
+      nonlinear: (apply, operands, state, one) -> result, where `apply(slopes, *operands)` is the rule's reading of the
         slopes of one line and the state is what the stage knows of the equation.
       form: (rule, which_operands_are_open) -> the function that computes the operation, None for the primitive itself.
     """
 
-    nonlinear: Callable[[Callable[..., Array], Any, Array, Sequence[Array]], Array]
+    nonlinear: Callable[[Callable[..., Array], Sequence[Array], Any, Array], Array]
     form: Callable[[Coefficient, Sequence[bool]], Callable[..., Array] | None]
-
-
-def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]) -> Array:
-    """Lower bounds of the rows of a spec over the sets, differentiable.
-
-    Args:
-      program: a specialised program.
-      relaxations: for every nonlinear equation in it.
-      sets: one for each input.
-      spec: [S, *out] for each output.
-
-    Returns:
-      [S].
-    """
-    fixed = jax.lax.stop_gradient
-    coeffs, bias, signs = choose_lines(fixed_program(program), fixed(relaxations), fixed(list(sets)), fixed(list(spec)))
-    value = lower_value(coeffs, bias, fixed(list(sets)))
-
-    def evaluated(row: Sequence[Array], coeffs: Sequence[Array], signs: Nodes) -> Array:
-        outputs = evaluate(program, relaxations, sets, coeffs=coeffs, signs=signs)
-        return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
-
-    return valid_lower(graft(value, jax.vmap(evaluated)(spec, coeffs, signs)))
-
-
-def fixed_program(program: Program) -> Program:
-    """The program with constants that are not differentiated."""
-    constants = {slot: jax.lax.stop_gradient(value) for slot, value in program.constants.items()}
-    return dataclasses.replace(program, constants=constants)
-
-
-@jax.custom_jvp
-def graft(value: Array, other: Array) -> Array:
-    """The value of the first argument with the derivative of the second."""
-    del other
-    return value
-
-
-@graft.defjvp
-def _graft_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    return graft(*primals), tangents[1]
-
-
-def choose_lines(
-    program: Program,
-    relaxations: Nodes,
-    sets: Sequence[Set],
-    spec: Sequence[Array],
-    *,
-    local: Mapping[int, tuple[int, ...]] | None = None,
-) -> tuple[list[Array], Any, Nodes]:
-    """Coefficients [S, *x.shape] per set, bias [S], and which line each row took, [S, ...] per nonlinear result.
-
-    With `local`, a shape for each of `constant_slots`, the bias is not summed over everything but comes as it enters
-    there: slot -> [S, *shape], summed over the axes along which the shape has a size of one.
-    """
-    everything = [leaf for leaf in jax.tree.leaves((program.constants, relaxations, sets)) if mesh_axes(leaf)]
-    inputs = [varying(jnp.zeros_like(element(s)), everything) for s in sets]
-    one = varying(jnp.ones((), jnp.result_type(*spec)), everything)
-    tap = one if local is None else {slot: jnp.broadcast_to(one, shape) for slot, shape in local.items()}
-    deltas = _each(relaxations, lambda r: varying(jnp.zeros_like(r.upper.intercept), everything))
-
-    def affine(inputs: list[Array], tap: Tap, deltas: Nodes) -> list[Array]:
-        return replay(program, inputs, tap, _paired(relaxations, deltas), _CHOOSE)
-
-    outputs, pullback = jax.vjp(affine, inputs, tap, deltas)
-    rows = [varying(row, out) for row, out in zip(spec, outputs, strict=True)]
-    coeffs, bias, signs = jax.vmap(lambda row: pullback(row))(rows)
-    return coeffs, bias, jax.tree.map(lambda ct: ct >= 0, signs)
-
-
-def varying(x: Array, others: Any) -> Array:
-    """The same, of a type that varies over every axis of a mesh (inside `shard_map`) that one of the others does."""
-    for leaf in jax.tree.leaves(others):
-        if mesh_axes(leaf) - mesh_axes(x):
-            x = jnp.where(False, jnp.ravel(leaf)[0].astype(x.dtype), x)
-    return x
-
-
-def evaluate(
-    program: Program, relaxations: Nodes, sets: Sequence[Set], *, coeffs: Sequence[Array], signs: Nodes
-) -> list[Array]:
-    """The outputs at one row's worst input, with the lines that it chose."""
-    worst = [worst_input(c, s) for c, s in zip(coeffs, sets, strict=True)]
-    return replay(program, worst, jnp.ones((), jnp.result_type(*worst)), _paired(relaxations, signs), _EVALUATE)
-
-
-def constant_slots(program: Program) -> list[int]:
-    """Where constants enter: the results of nonlinear equations, and of linear ones with a constant operand."""
-    is_open, slots = program.open_slots(), []
-    for equation in program.equations:
-        mask = [slot in is_open for slot in equation.inputs]
-        if equation.name != "stop_gradient" and _has_constant(rule_of(equation, mask), mask):
-            slots.extend(equation.outputs)
-    return slots
-
-
-def _has_constant(rule: Rule, mask: Sequence[bool]) -> bool:
-    if isinstance(rule, Linear):
-        return rule.offset or any(rule.is_linear_in(k) for k, flag in enumerate(mask) if not flag)
-    return isinstance(rule, Nonlinear)
-
-
-def _each(relaxations: Nodes, fn: Callable[[Relaxation], Any]) -> dict[int, Any]:
-    return {slot: _each(r, fn) if isinstance(r, Mapping) else fn(r) for slot, r in relaxations.items()}
-
-
-def _paired(relaxations: Nodes, others: Nodes) -> dict[int, Any]:
-    return {
-        slot: _paired(r, others[slot]) if isinstance(r, Mapping) else (r, others[slot])
-        for slot, r in relaxations.items()
-    }
-
-
-# The two stages.
-
-
-def _relaxed(
-    apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]
-) -> Array:
-    """Upper line forwards; backwards, positive cotangents through the lower and negative ones through the upper."""
-    relaxation, delta = state
-    share = functools.partial(_product, shape=jnp.shape(one))
-    shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in operands]
-
-    @jax.custom_vjp
-    def node(relaxation: Relaxation, one: Array, *operands: Array) -> Array:
-        return apply(relaxation.upper.slopes, *operands) + one * relaxation.upper.intercept
-
-    def forward(relaxation: Relaxation, one: Array, *operands: Array) -> tuple[Array, Relaxation]:
-        return node(relaxation, one, *operands), relaxation
-
-    def backward(relaxation: Relaxation, ct: Array) -> tuple[Any, ...]:
-        lower, upper = relaxation
-        origin = [varying(jnp.zeros(shape.shape, shape.dtype), ct) for shape in shapes]
-        positive, negative = jnp.maximum(ct, 0), jnp.minimum(ct, 0)
-        down, up = (), ()
-        if origin:
-            down = jax.vjp(functools.partial(apply, lower.slopes), *origin)[1](positive)
-            up = jax.vjp(functools.partial(apply, upper.slopes), *origin)[1](negative)
-        bias = share(upper.intercept, negative)
-        if lower.intercept is not None:
-            # Not by the difference of both: next to a large intercept that is not used it would lose a small one.
-            bias = bias + share(lower.intercept, positive)
-        return None, bias.astype(one.dtype), *(a + b for a, b in zip(down, up, strict=True))
-
-    node.defvjp(forward, backward)
-    return node(relaxation, one, *operands) + delta
-
-
-def _chosen(
-    apply: Callable[..., Array], state: tuple[Relaxation, Array], one: Array, operands: Sequence[Array]
-) -> Array:
-    """The line that a row took."""
-    del one
-    (lower, upper), takes_lower = state
-    linear = jnp.where(takes_lower, apply(lower.slopes, *operands), apply(upper.slopes, *operands))
-    return linear + jnp.where(takes_lower, 0 if lower.intercept is None else lower.intercept, upper.intercept)
-
-
-_CHOOSE = Stage(_relaxed, lambda rule, mask: rule.apply_to_transpose if mask[0] else None)
-_EVALUATE = Stage(_chosen, lambda rule, mask: rule.apply)
-
-
-# The program itself.
 
 
 def replay(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, stage: Stage) -> list[Array]:
     """The outputs of a program at a stage, with the states of its nonlinear equations; linear in inputs and tap."""
+    values, is_open = replayed(program, inputs, one, states, stage), program.open_slots()
+    return [values[slot] if slot in is_open else _tap(program, one, slot, values[slot]) for slot in program.outputs]
+
+
+def replayed(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, stage: Stage) -> Mapping[int, Array]:
+    """The values of all slots of a program at a stage."""
     local = isinstance(one, Mapping)
 
     def at(slot: int) -> Array:
@@ -231,9 +62,7 @@ def replay(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, s
             return operands
         rule = rule_of(equation, mask)
         if isinstance(rule, Nonlinear):
-            apply = functools.partial(rule.evaluate, **rule_params(equation))
-            open_operands = [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x)]
-            return [stage.nonlinear(apply, state, at(equation.outputs[0]), open_operands)]
+            return [stage.nonlinear(*reading(equation, operands, mask), state, at(equation.outputs[0]))]
         if isinstance(rule, Linear) and (rule.offset or local and _has_constant(rule, mask)):
             return _with_offset(equation, operands, mask, at)
         if isinstance(rule, Linear):
@@ -244,8 +73,13 @@ def replay(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, s
         own = stage.form(rule, mask) if isinstance(rule, Coefficient) else None
         return equation.apply(*operands) if own is None else [own(*operands, **equation.params)]
 
-    values, is_open = walk(program, inputs, handler), program.open_slots()
-    return [values[slot] if slot in is_open else tap(slot, values[slot]) for slot in program.outputs]
+    return walk(program, inputs, handler)
+
+
+def reading(equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> tuple[Callable, list[Array]]:
+    """A nonlinear rule's reading of the slopes of one line, and the operands that these are slopes of."""
+    apply = functools.partial(rule_of(equation, mask).evaluate, **rule_params(equation))
+    return apply, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x)]
 
 
 def _tap(program: Program, one: Array, slot: int, constant: Array) -> Array:
@@ -283,7 +117,7 @@ def _constant(states: Nodes, at: Callable[[int], Array], stage: Stage, slot: int
     """Floats have lines without slopes, and no line goes through integers or booleans."""
     if slot not in states:
         return jnp.zeros(shape.shape, shape.dtype)
-    return stage.nonlinear(lambda *_: 0.0, states[slot], at(slot), [])
+    return stage.nonlinear(lambda *_: 0.0, [], states[slot], at(slot))
 
 
 def _tapped(constant: Array, one: Array) -> Array:
@@ -296,19 +130,20 @@ def _tapped(constant: Array, one: Array) -> Array:
     return jnp.tensordot(constant, one.astype(constant.dtype), 0, precision=jax.lax.Precision.HIGHEST)
 
 
-def _product(x: Array, y: Array, shape: tuple[int, ...]) -> Array:
-    """The sum of x * y over the axes along which the shape has a size of one, or all of them if it is ().
+def constant_slots(program: Program) -> list[int]:
+    """Where constants enter: the results of nonlinear equations, and of linear ones with a constant operand."""
+    is_open, slots = program.open_slots(), []
+    for equation in program.equations:
+        mask = [slot in is_open for slot in equation.inputs]
+        if equation.name != "stop_gradient" and _has_constant(rule_of(equation, mask), mask):
+            slots.extend(equation.outputs)
+    return slots
 
-    That is a matrix product: plain sums of all nodes are fused into one by compilers, late and slow.
-    """
-    if shape:
-        return summed_to(shape, x * y)
-    return jnp.dot(x.ravel(), y.ravel(), precision=jax.lax.Precision.HIGHEST)
 
-
-def summed_to(shape: tuple[int, ...], x: Array) -> Array:
-    """The sum over the axes along which the shape has a size of one."""
-    return jnp.sum(x, [axis for axis, n in enumerate(shape) if n != x.shape[axis]], keepdims=True)
+def _has_constant(rule: Rule, mask: Sequence[bool]) -> bool:
+    if isinstance(rule, Linear):
+        return rule.offset or any(rule.is_linear_in(k) for k, flag in enumerate(mask) if not flag)
+    return isinstance(rule, Nonlinear)
 
 
 def _replay_scan(

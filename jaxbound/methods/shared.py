@@ -24,7 +24,8 @@ import numpy as np
 from jaxbound.bounds import worst_input
 from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.problem import valid_lower
-from jaxbound.methods.replay import Nodes, choose_lines, constant_slots, evaluate, fixed_program, graft, summed_to
+from jaxbound.methods.replay import Nodes, constant_slots
+from jaxbound.methods.rows import choose_lines, evaluate, fixed_program, graft, summed_to
 from jaxbound.program import Program
 from jaxbound.sets import Array, Interval
 

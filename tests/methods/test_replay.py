@@ -11,7 +11,8 @@ from jaxbound import relax
 from jaxbound.bounds import lower_value
 from jaxbound.methods.interval import propagate
 from jaxbound.methods.problem import prepare
-from jaxbound.methods.replay import choose_lines, constant_slots, evaluate, graft
+from jaxbound.methods.replay import constant_slots
+from jaxbound.methods.rows import choose_lines, evaluate, graft
 from tests import soundness
 
 pytestmark = pytest.mark.usefixtures("double")
