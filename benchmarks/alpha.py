@@ -12,9 +12,9 @@ from benchmarks.timing import Comparison, compare, parse_flags, report
 STEPS = 20
 
 
-def by_jaxbound(network, params, x, labels, *, steps):
+def by_jaxbound(network, params, x, labels, *, steps, chunk=512):
     """Lower bounds [B, S] of the margins by alpha-CROWN with exactly so many steps."""
-    method = functools.partial(jaxbound.alpha_crown, steps=steps, patience=steps + 1)
+    method = functools.partial(jaxbound.alpha_crown, steps=steps, patience=steps + 1, chunk=chunk)
     return bounds.jaxbound_margins(method, network, params, x=x, labels=labels)
 
 

@@ -1,8 +1,11 @@
 """The hand-written side of `benchmarks.alpha` is what it is timed as."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 import jaxbound
 from benchmarks import alpha, bounds, models
@@ -31,3 +34,15 @@ def test_no_step_is_crown():
     found = alpha.by_jaxbound(NETWORK, *args, steps=0)
     expected = bounds.jaxbound_margins(jaxbound.crown, NETWORK, args[0], x=args[1], labels=args[2])
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, batch", [("dm_small", 8), ("residual_cnn", 2)])
+def test_optimised_lines_are_never_looser_on_networks(name, batch):
+    network = models.NETWORKS[name]
+    args = bounds.inputs(network, batch)
+    crown = functools.partial(jaxbound.crown, chunk=64)
+    before = jax.jit(lambda params, x, y: bounds.jaxbound_margins(crown, network, params, x=x, labels=y))(*args)
+    after = {n: jax.jit(functools.partial(alpha.by_jaxbound, network, steps=n, chunk=64))(*args) for n in (20, 100)}
+    slack = 1e-5 * jnp.abs(before)
+    assert (after[20] >= before - slack).all() and (after[20] > before + slack).mean() > 0.9
+    assert (after[100] >= after[20] - slack).all()
