@@ -23,6 +23,29 @@ def broken(monkeypatch):
     return "planes wrong"
 
 
+# What campaigns have found, mended: program, claim, ends of the interval, a point in it.
+HUGE = [-1.1808911992747611e30, 2.083737809899189e28, 7.945938452253859e29]
+FOUND = {
+    "a_slope_whose_digits_cancel_was_computed_twice": (
+        ("v1 = log_softmax:2(0,)", 2, "planes adaptive"),
+        ([*HUGE, -1.0800688971456666e30], [*HUGE, 1.0895563137209441e30]),
+        [*HUGE, 1.0895563137209441e30],
+    ),
+    "a_product_with_a_constant_lost_the_small_end": (
+        ("v1 = vmap:2(0,); v2 = cube(1,)", 1, "planes adaptive"),
+        ([1.5e30, 5.5e29, 1.2e30, -1.1e30], [1.5e30, 5.5e29, 1.2e30, 1.9e30]),
+        [1.5e30, 5.5e29, 1.2e30, 1.9e30],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FOUND)
+def test_what_was_found_is_mended(name):
+    (text, outputs, claim), ends, point = FOUND[name]
+    sets, points = (jaxbound.Interval(*map(np.array, ends)),), (np.array(point),)
+    claims.assert_sound(cases.parse(text, ((4,),), outputs), claim, sets, points)
+
+
 def test_some_programs_of_every_kind(capsys):
     assert campaign.main(["--first=8", "--programs=4", "--points=2e4"]) == 0
     assert "4 programs" in capsys.readouterr().out

@@ -198,6 +198,9 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
         return rule.apply(*pair, **equation.params) if rule.apply else equation.apply(*pair)[0]
 
     def through_box(box: Interval) -> Interval:
+        if rule.carries:  # end by end, or a small one would be lost next to a large one
+            first, last = (apply(end, weight) for end in box)
+            return Interval(jnp.where(weight < 0, last, first), jnp.where(weight < 0, first, last))
         center, width = apply(midpoint(box), weight), apply(radius(box), jnp.abs(weight))
         return Interval(center - width, center + width)
 

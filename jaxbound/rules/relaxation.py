@@ -7,7 +7,7 @@ intercept to agree on which branch they took: see `settled`.
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -73,13 +73,25 @@ def is_zero(x: Array) -> bool:
     return isinstance(x, np.ndarray | np.generic | float | int) and not np.any(x)
 
 
-def settled(*values: Array) -> tuple[Array, ...]:
+@jax.custom_jvp
+def settled(*values: Any) -> tuple[Any, ...]:
     """The same values, computed once for all their uses.
 
     A compiler may compute a value again wherever it is used, rounded differently each time. Where a comparison near a
-    tie is computed twice, a slope can then come from one branch and its intercept from the other: no bound at all.
+    tie is computed twice, or a slope most of whose digits cancel, slope and intercept no longer belong to one another:
+    no bound at all. XLA drops its own barriers before it decides what to compute again, but what a loop has carried, it
+    cannot but take from there.
     """
-    return tuple(jax.lax.optimization_barrier(values))
+
+    def carry(step: int, carried: tuple[Any, ...]) -> tuple[Any, ...]:
+        return jax.tree.map(lambda value, old: jnp.where(step == 0, value, old), values, carried)
+
+    return jax.lax.fori_loop(0, 2, carry, jax.tree.map(jnp.asarray, values))
+
+
+@settled.defjvp
+def _settled_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Any, Any]:
+    return settled(*primals), tuple(tangents)
 
 
 def line(slope: Array, intercept: Array) -> Affine:

@@ -94,9 +94,9 @@ def test_lines_between_zero_and_the_identity_make_the_bound_of_one_layer_exact(d
 )
 def test_going_on_from_earlier_lines(name, double):
     box, fn, spec = soundness.boxes(4)[2], CASES[name], SPEC.astype(float)
-    first = jaxbound.optimized_lines(fn, steps=2)(box, spec=spec)
-    again = jaxbound.optimized_lines(fn, steps=0)(box, spec=spec, free=first.free)
-    further = jaxbound.optimized_lines(fn, steps=8)(box, spec=spec, free=first.free)
+    first = jax.jit(jaxbound.optimized_lines(fn, steps=2))(box, spec=spec)
+    again = jax.jit(jaxbound.optimized_lines(fn, steps=0))(box, spec=spec, free=first.free)
+    further = jax.jit(jaxbound.optimized_lines(fn, steps=8))(box, spec=spec, free=first.free)
     np.testing.assert_allclose(again.bounds, first.bounds, rtol=1e-12)
     assert (further.bounds >= first.bounds - 1e-12).all() and (further.bounds > first.bounds + 1e-9).any()
     labels = list(first.free)
@@ -105,10 +105,10 @@ def test_going_on_from_earlier_lines(name, double):
 
 def test_each_row_has_lines_of_its_own(double):
     box, spec = soundness.boxes(4)[1], SPEC.astype(float)
-    together = jaxbound.alpha_crown(CASES["relu"], patience=100)(box, spec=spec)
-    alone = [jaxbound.alpha_crown(CASES["relu"], patience=100)(box, spec=row[None])[0] for row in spec]
-    np.testing.assert_allclose(together, alone, rtol=1e-12)
-    chunked = jaxbound.alpha_crown(CASES["relu"], patience=100, chunk=2)(box, spec=spec)
+    bound = jax.jit(jaxbound.alpha_crown(CASES["relu"], patience=100))
+    together = bound(box, spec=spec)
+    np.testing.assert_allclose(together, [bound(box, spec=row[None])[0] for row in spec], rtol=1e-12)
+    chunked = jax.jit(jaxbound.alpha_crown(CASES["relu"], patience=100, chunk=2))(box, spec=spec)
     np.testing.assert_allclose(together, chunked, rtol=1e-12)
 
 

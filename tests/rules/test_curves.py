@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -57,6 +59,13 @@ SHAPES = {
 }
 
 
+@functools.cache
+def compiled(name):
+    """Lines on intervals by a shape."""
+    fn, shape, _ = SHAPES[name]
+    return jax.jit(lambda x: shape(x, fn, slope_of(fn)))
+
+
 def intervals(low, high, count=200):
     """Wide, narrow, degenerate and tied intervals within two numbers, around zero too."""
     rng = np.random.default_rng(0)
@@ -78,7 +87,7 @@ def gaps(fn, relaxation, x, count=1001):
 def test_lines_enclose_the_function(name):
     fn, shape, ends = SHAPES[name]
     x = intervals(*ends)
-    lines = jax.jit(lambda x: shape(x, fn, slope_of(fn)))(x)
+    lines = compiled(name)(x)
     size = 1 + jnp.abs(fn(x.lower)) + jnp.abs(fn(x.upper)) + jnp.abs(lines.lower.slopes[0] * x.lower)
     for gap in gaps(fn, lines, x):
         assert (gap >= -1e-13 * size).all()
@@ -88,7 +97,7 @@ def test_lines_enclose_the_function(name):
 def test_on_a_point_both_lines_are_the_function(name):
     fn, shape, (low, high) = SHAPES[name]
     z = jnp.linspace(low, high, 30)[1:-1]
-    lines = shape(Interval(z, z), fn, slope_of(fn))
+    lines = compiled(name)(Interval(z, z))
     for gap in gaps(fn, lines, Interval(z, z), 1):
         np.testing.assert_allclose(gap[0], 0, atol=1e-12 * (1 + np.abs(fn(z)).max()))
     for side in lines:
@@ -102,7 +111,7 @@ def test_neither_line_could_be_closer(name):
     starts = jnp.linspace(low, high, 12)[:-1]
     x = Interval(starts, starts + 0.7 * (high - starts))
     size = 1 + jnp.abs(fn(x.lower)) + jnp.abs(fn(x.upper))
-    for gap in gaps(fn, shape(x, fn, slope_of(fn)), x, 20_001):
+    for gap in gaps(fn, compiled(name)(x), x, 20_001):
         assert (gap.min(axis=0) <= 1e-6 * size).all()
 
 
@@ -126,7 +135,7 @@ def test_lines_touch_the_envelopes_at_the_midpoint(name):
     fn, shape, (low, high) = SHAPES[name]
     ends = np.sort(np.random.default_rng(1).uniform(low, high, (2, 15)), axis=0)
     at = ends.mean(axis=0)
-    lines = jax.jit(lambda x: shape(x, fn, slope_of(fn)))(Interval(*map(jnp.asarray, ends)))
+    lines = compiled(name)(Interval(*map(jnp.asarray, ends)))
     for side, sign in zip(lines, (1, -1), strict=True):
         heights = sign * np.asarray(side(at))
         for k in range(15):

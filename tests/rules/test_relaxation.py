@@ -1,9 +1,10 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxbound.rules.curves import convex
-from jaxbound.rules.relaxation import Affine, Relaxation, choose, chord_slope, constant, flipped, line, support
+from jaxbound.rules.relaxation import Affine, Relaxation, choose, chord_slope, constant, flipped, line, settled, support
 from jaxbound.sets import Interval
 from tests import soundness
 from tests.rules.test_curves import gaps, intervals
@@ -44,3 +45,18 @@ def test_constant_and_choose():
         np.testing.assert_array_equal(side.slopes[0], [first.slopes[0][0], second.slopes[0][1]])
         np.testing.assert_array_equal(side(x.lower), [first(x.lower)[0], second(x.lower)[1]])
     assert (flat.lower.slopes[0] == 0).all() and (flat.upper.slopes[0] == 0).all()
+
+
+def test_settled_values_come_from_a_loop():
+    """So that no compiler can compute them again for another use; they have the derivatives of the values."""
+
+    @jax.jit
+    def twice(x):
+        slope, (point,) = settled(jnp.tanh(x), (x > 0,))
+        return slope + 1, jnp.where(point, slope, 2 * slope)
+
+    x = jnp.array([0.5, -0.5])
+    assert twice.lower(x).compile().as_text().count(" while(") == 1
+    np.testing.assert_allclose(twice(x)[1], [np.tanh(0.5), -2 * np.tanh(0.5)], rtol=1e-6)
+    slopes = jax.vmap(jax.grad(lambda x: twice(x)[1]))(x)
+    np.testing.assert_allclose(slopes, np.array([1, 2]) * (1 - np.tanh(0.5) ** 2), rtol=1e-6)
