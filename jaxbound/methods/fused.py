@@ -13,7 +13,6 @@ from jaxbound.methods.backward import blend, check_beta, is_number
 from jaxbound.methods.interval import Propagation, linear_tail, propagate
 from jaxbound.methods.problem import Problem, prepare
 from jaxbound.methods.rows import choose_lines, lower_rows
-from jaxbound.rules.relaxation import settled
 from jaxbound.rules.softmax import mean_decay
 from jaxbound.sets import Array, Interval, Set, midpoint, radius
 from jaxbound.specs import checked_label
@@ -105,7 +104,8 @@ def _margins(problem: Problem, propagation: Propagation, label: Array) -> Interv
 
 def _range_of_margins(coeffs: Array, region: Set, label: Array) -> Interval:
     """Both ends [K] of <coeffs[label] - coeffs[i], x> on a set."""
-    (rows,) = settled(coeffs[label] - coeffs)  # [K, *x] for each example: made once, not for each of its uses
+    # [K, *x] for each example: made once, not for each of its uses.
+    rows = jax.lax.optimization_barrier(coeffs[label] - coeffs)
     if not isinstance(region, Interval):
         return Interval(lower_value([rows], jnp.zeros(()), [region]), -lower_value([-rows], jnp.zeros(()), [region]))
     axes, exact = jnp.ndim(region.lower), jax.lax.Precision.HIGHEST
