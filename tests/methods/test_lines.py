@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -12,6 +13,7 @@ from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.crown import crown_walk
 from jaxbound.methods.lines import Lines, free_layers
 from jaxbound.methods.problem import prepare
+from jaxbound.methods.rows import lower_rows, lower_rows_by_lines
 from tests import soundness
 from tests.methods.test_optimized import CASES, SPEC, largest_gain
 
@@ -55,6 +57,21 @@ def lines_of(fn, box, *, spec, strategy, relu=relax.adaptive):
     walk = crown_walk(problem, relu, parts=parts)
     layers = free_layers(problem, walk, strategy)
     return Lines(problem, walk, relu, problem.rows(spec), len(spec), layers, parts).fixed()
+
+
+@pytest.mark.parametrize("name", ["relu", "product", *map(hard, sorted(set(CASES) - {"relu", "product", "scan"}))])
+def test_derivative_by_lines_takes_a_pass_less(name, double):
+    region, spec = soundness.boxes(4)[1], SPEC.astype(float)
+    lines = lines_of(CASES[name], region, spec=spec, strategy=None)
+    free = jax.tree.map(lambda x: 0.2 + 0.5 * x, lines.start())
+
+    def derivative(lower):
+        chosen = dataclasses.replace(lines, lower=lower)
+        return jax.jit(jax.grad(lambda free: chosen.bounds(free)[0].sum()))(free)
+
+    by_lines, by_evaluation = derivative(lower_rows_by_lines), derivative(lower_rows)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12), by_lines, by_evaluation)
+    assert max(jnp.abs(x).max() for x in jax.tree.leaves(by_lines)) > 1e-3
 
 
 @pytest.mark.parametrize("name", ["shared_lines relu", hard("shared_lines tanh"), hard("single_lines tanh")])
