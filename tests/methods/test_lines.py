@@ -34,9 +34,11 @@ def small(x, activation=jax.nn.relu, layers=2):
     return x + jnp.sum(x)
 
 
+SLOW = pytest.mark.slow(reason="compiles the CROWN walk once more, and its derivative")
+
+
 def hard(name):
-    """Takes its time to compile, so it runs only when asked for."""
-    return pytest.param(name, marks=pytest.mark.slow)
+    return pytest.param(name, marks=SLOW)
 
 
 @pytest.mark.parametrize("name", ["shared", "joint", hard("joint, each unit"), hard("joint, shared")])
@@ -44,7 +46,7 @@ def test_sound_and_never_looser_than_crown(name, double):
     assert largest_gain(small, SMALL.astype(float), steps=6, **OPTIONS[name]) > 1e-6
 
 
-@pytest.mark.slow
+@SLOW
 @pytest.mark.parametrize("options", [JOINT, OPTIONS["joint, each unit"]], ids=["shared", "single"])
 @pytest.mark.parametrize("name", CASES)
 def test_every_kind_of_node_is_optimised_jointly(name, options, double):
@@ -156,7 +158,7 @@ def test_going_on_where_intermediate_bounds_were_optimised(double):
     assert growing[2] > fixed + 1e-6
 
 
-@pytest.mark.slow
+@SLOW
 def test_vmap_is_a_loop(double):
     boxes = jax.tree.map(lambda *x: jnp.stack(x), *soundness.boxes(3)[:3])
     bound = jaxbound.alpha_crown(small, steps=3, patience=100, **OPTIONS["joint, shared"])
@@ -180,7 +182,7 @@ def convolutions(x):
     return image.reshape(-1)
 
 
-@pytest.mark.slow
+@SLOW
 def test_chunks_change_nothing_and_rows_are_shared(double):
     region = soundness.boxes(64)[1]
     spec = soundness.weights(2, 128).astype(float)

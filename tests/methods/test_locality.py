@@ -234,7 +234,7 @@ def images(count=4):
     return jax.random.uniform(jax.random.key(3), (count, SIZE, SIZE, 2), float)
 
 
-@pytest.mark.slow
+@SLOW
 def test_gradients_are_those_of_single_rows():
     def grad(rows):
         return jax.value_and_grad(lambda p, x: jnp.sin(loss(p, x, rows=rows, chunk=40)).sum(), (0, 1))
@@ -253,7 +253,7 @@ def test_a_batch_is_a_loop():
     assert_same(batched, jnp.stack([one(parameters(), image) for image in images()]))
 
 
-@pytest.mark.slow
+@SLOW
 def test_rows_spread_over_devices_and_batches_in_shard_map():
     types = (AxisType.Auto,)
     spread = NamedSharding(jax.make_mesh((3,), ("rows",), axis_types=types), PartitionSpec("rows"))

@@ -47,6 +47,7 @@ CASES = {
     "scan": lambda x: jax.nn.relu(lax.scan(lambda c, w: (jax.nn.relu(w @ c), None), x, jnp.stack(W))[0]),
 }
 SPEC = soundness.weights(3, 4, seed=5)
+SLOW = pytest.mark.slow(reason="compiles alpha-CROWN once more")
 
 
 def largest_gain(fn, spec, **options):
@@ -67,9 +68,7 @@ def largest_gain(fn, spec, **options):
 QUICK = ("relu", "tanh", "product", "pooled")
 
 
-@pytest.mark.parametrize(
-    "name", [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in CASES]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK else pytest.param(name, marks=SLOW) for name in CASES])
 def test_sound_and_never_looser_than_crown(name, double):
     gained = largest_gain(CASES[name], SPEC.astype(float))
     assert name == "scan" or gained > 1e-6  # the loop's own lines stay
@@ -89,9 +88,7 @@ def test_lines_between_zero_and_the_identity_make_the_bound_of_one_layer_exact(d
     np.testing.assert_allclose(found.lower[0], lowest, atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", ["relu", *(pytest.param(name, marks=pytest.mark.slow) for name in ("matmul", "pooled"))]
-)
+@pytest.mark.parametrize("name", ["relu", *(pytest.param(name, marks=SLOW) for name in ("matmul", "pooled"))])
 def test_going_on_from_earlier_lines(name, double):
     box, fn, spec = soundness.boxes(4)[2], CASES[name], SPEC.astype(float)
     first = jax.jit(jaxbound.optimized_lines(fn, steps=2))(box, spec=spec)
@@ -121,7 +118,7 @@ def test_ends_when_all_rows_are_verified_or_none_gains(double):
     np.testing.assert_allclose(idle, crown, rtol=1e-12)
 
 
-@pytest.mark.slow
+@SLOW
 def test_derivative_is_that_of_the_bound_with_these_lines(double):
     box, spec = soundness.boxes(4)[1], SPEC.astype(float)
     weight = jnp.asarray(W[0], float)
@@ -139,7 +136,7 @@ def test_derivative_is_that_of_the_bound_with_these_lines(double):
     np.testing.assert_allclose(slope, (ends[0] - ends[1]) / 2e-6, rtol=1e-5)
 
 
-@pytest.mark.slow
+@SLOW
 def test_vmap_is_a_loop(double):
     boxes = jax.tree.map(lambda *x: jnp.stack(x), *soundness.boxes(4)[:3])
     bound = jaxbound.alpha_crown(CASES["relu"], steps=3, patience=100)
@@ -149,7 +146,7 @@ def test_vmap_is_a_loop(double):
         jax.tree.map(lambda a, b, k=k: np.testing.assert_allclose(a[k], b, rtol=1e-9, atol=1e-12), batched, alone)
 
 
-@pytest.mark.slow
+@SLOW
 def test_what_bounds_nothing_stays_infinite():
     region = jaxbound.Interval(jnp.array([-1.0]), jnp.array([1.0]))
     bound = jaxbound.alpha_crown(lambda x: jax.nn.relu(1 / x) + jax.nn.relu(x))(region)

@@ -51,7 +51,7 @@ def rivals(fn, x, at, count=65):
     return jnp.maximum(height(chord), jax.lax.map(height, slopes).max(axis=0))
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="ten thousand intervals for each activation")
 @pytest.mark.parametrize("name", ACTIVATIONS)
 def test_no_chord_or_tangent_is_closer(name, double):
     """The area between a line and the function falls with the line's height at the midpoint, which is compared."""

@@ -136,7 +136,7 @@ def test_infinite_and_invalid_boxes():
     assert np.isinf(invalid(jnp.ones(3))).all()
 
 
-@pytest.mark.slow
+@pytest.mark.slow(reason="compiles derivatives of bounds")
 def test_derivatives_of_bounds(double):
     """With respect to the box; at several sizes, against differences."""
     x = jnp.array([0.3, -1.0, 2.0, 0.7])
