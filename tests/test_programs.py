@@ -17,7 +17,7 @@ from tests import cases, programs, soundness
 ELSEWHERE = {"copy_p", "le_to", "log2", "lt_to", "mesh_cast", "one_minus_square", "pcast", "pvary", "scatter_add"}
 
 
-@hypothesis.settings(derandomize=True, deadline=None, max_examples=8, database=None)
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=5, database=None)
 @hypothesis.given(st.data())
 def test_values_lie_inside_the_bounds(data):
     program = programs.generate(lambda n: data.draw(st.integers(0, n - 1)), longest=3)

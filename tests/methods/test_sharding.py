@@ -159,7 +159,13 @@ def test_donated_parameters(method):
 SPREAD = {"crown_ibp": jaxbound.crown_ibp, "crown": functools.partial(jaxbound.crown, chunk=50)}
 
 
-@pytest.mark.parametrize("name, axes", [("crown", {"data": 2, "model": 3}), ("crown_ibp", {"model": 8})])
+@pytest.mark.parametrize(
+    "name, axes",
+    [
+        ("crown", {"data": 2, "model": 3}),
+        pytest.param("crown_ibp", {"model": 8}, marks=pytest.mark.slow(reason="the last rows of crown")),
+    ],
+)
 def test_rows_spread_over_devices(name, axes):
     """Four rows of margins and two for each of 64 and 12 neurons: numbers that eight or three do not divide."""
     where = mesh(**axes)
