@@ -62,7 +62,7 @@ def replayed(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes,
             return operands
         rule = rule_of(equation, mask)
         if isinstance(rule, Nonlinear):
-            return [stage.nonlinear(*reading(equation, operands, mask), state, at(equation.outputs[0]))]
+            return [stage.nonlinear(*reading(rule, equation, operands, mask), state, at(equation.outputs[0]))]
         if isinstance(rule, Linear) and (rule.offset or local and _has_constant(rule, mask)):
             return _with_offset(equation, operands, mask, at)
         if isinstance(rule, Linear):
@@ -76,9 +76,11 @@ def replayed(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes,
     return walk(program, inputs, handler)
 
 
-def reading(equation: Equation, operands: Sequence[Array], mask: Sequence[bool]) -> tuple[Callable, list[Array]]:
-    """A nonlinear rule's reading of the slopes of one line, and the operands that these are slopes of."""
-    apply = functools.partial(rule_of(equation, mask).evaluate, **rule_params(equation))
+def reading(
+    rule: Nonlinear, equation: Equation, operands: Sequence[Array], mask: Sequence[bool]
+) -> tuple[Callable, list[Array]]:
+    """The rule's reading of the slopes of one line, and the operands that these are slopes of."""
+    apply = functools.partial(rule.evaluate, **rule_params(equation))
     return apply, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x)]
 
 

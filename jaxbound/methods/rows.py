@@ -19,9 +19,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.bounds import lower_value, worst_input
-from jaxbound.methods.problem import valid_lower
+from jaxbound.methods.problem import rule_of, valid_lower
 from jaxbound.methods.replay import Nodes, Stage, Tap, reading, replay, replayed
 from jaxbound.program import Program
+from jaxbound.rules.registry import Nonlinear
 from jaxbound.rules.relaxation import Relaxation
 from jaxbound.sets import Array, Set, element
 from jaxbound.tracing import mesh_axes
@@ -64,14 +65,14 @@ def lower_rows_by_lines(program: Program, relaxations: Nodes, sets: Sequence[Set
         worst, one = _worst(coeffs, sets)
         values, is_open, total = replayed(program, worst, one, states, _EVALUATE), program.open_slots(), one * 0
         for equation in program.equations:
-            relaxation = relaxations.get(equation.outputs[0])
-            if isinstance(relaxation, Relaxation):
-                slot, mask = equation.outputs[0], [slot in is_open for slot in equation.inputs]
-                apply, operands = reading(equation, [values[slot] for slot in equation.inputs], mask)
+            slot, mask = equation.outputs[0], [slot in is_open for slot in equation.inputs]
+            relaxation = relaxations.get(slot)
+            if isinstance(relaxation, Relaxation) and isinstance(rule := rule_of(equation, mask), Nonlinear):
+                apply, operands = reading(rule, equation, [values[slot] for slot in equation.inputs], mask)
                 total += jnp.sum(met[slot] * _chosen(apply, operands, (relaxation, states[slot][1]), one))
         return total
 
-    return valid_lower(graft(lower_value(coeffs, bias, sets), jax.vmap(share)(coeffs, met)))
+    return valid_lower(graft(lower_value(coeffs, bias, list(sets)), jax.vmap(share)(coeffs, met)))
 
 
 def _worst(coeffs: Sequence[Array], sets: Sequence[Set]) -> tuple[list[Array], Array]:

@@ -62,9 +62,10 @@ def mapped(fn: Callable[..., Array], over: Sum) -> Callable[..., Array]:
 
 def in_front(fn: Callable[..., Array], over: Sum) -> Callable[..., Array]:
     """What stands for a reference, on x with the mapped axis as the first one."""
-    if over.mapped is None:
+    axis = over.mapped
+    if axis is None:
         return functools.partial(fn, over=over)
-    return lambda x, *operands: fn(jnp.moveaxis(x, over.mapped, 0), *operands, over=over._replace(mapped=None))
+    return lambda x, *operands: fn(jnp.moveaxis(x, axis, 0), *operands, over=over._replace(mapped=None))
 
 
 def rows(x: Array, over: Sum) -> Array:
