@@ -139,7 +139,8 @@ def observe(fn, args, coordinates, directions, gradient=jax.grad):
             x = [(a + rate * (b - a)).astype(a.dtype) for a, b in zip(x, targets, strict=True)]
             return x, value(*x)
 
-        return jax.lax.scan(step, x, jnp.array([0.5, 1.0, 1.0]))[1]
+        found = jax.lax.scan(step, x, jnp.array([0.5, 1.0, 1.0]))[1]
+        return jnp.concatenate([value(*x)[None], found])
 
     values = jax.vmap(value)(*(jax.vmap(point, (None, 0))(s, c) for s, c in zip(regions, coordinates, strict=True)))
     if gradient is None or any(isinstance(s, jaxbound.Ball) and s.clip is not None for s in regions):
@@ -176,7 +177,7 @@ class Subject:
             assert not finite or np.isfinite([lower, upper]).all(), f"{name} is infinite: {lower}, {upper} for {args}"
         return bounds, values.size * len(bounds)
 
-    def check_point(self, args, count=200):
+    def check_point(self, args, count):
         """On a single point every bound is the function's value."""
         args = scaled(args, 0.0)
         value = self.values(args, count)[0]

@@ -41,14 +41,14 @@ def lower_rows(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: 
       [S].
     """
     fixed = jax.lax.stop_gradient
-    coeffs, bias, signs = choose_lines(fixed_program(program), fixed(relaxations), fixed(list(sets)), fixed(list(spec)))
+    coeffs, bias, met = choose_lines(fixed_program(program), fixed(relaxations), fixed(list(sets)), fixed(list(spec)))
     value = lower_value(coeffs, bias, fixed(list(sets)))
 
     def evaluated(row: Sequence[Array], coeffs: Sequence[Array], signs: Nodes) -> Array:
         outputs = evaluate(program, relaxations, sets, coeffs=coeffs, signs=signs)
         return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
 
-    return valid_lower(graft(value, jax.vmap(evaluated)(spec, coeffs, signs)))
+    return valid_lower(graft(value, jax.vmap(evaluated)(spec, coeffs, takes_lower(met))))
 
 
 def lower_rows_by_lines(program: Program, relaxations: Nodes, sets: Sequence[Set], spec: Sequence[Array]) -> Array:
@@ -58,7 +58,7 @@ def lower_rows_by_lines(program: Program, relaxations: Nodes, sets: Sequence[Set
     meets the node: both are known once lines are chosen and evaluated. All else must not be differentiated.
     """
     fixed = jax.lax.stop_gradient(relaxations)
-    coeffs, bias, met = pulled_back(program, fixed, sets, spec)
+    coeffs, bias, met = choose_lines(program, fixed, sets, spec)
 
     def share(coeffs: Sequence[Array], met: Nodes) -> Array:
         states = _paired(fixed, takes_lower(met))
@@ -68,7 +68,7 @@ def lower_rows_by_lines(program: Program, relaxations: Nodes, sets: Sequence[Set
             slot, mask = equation.outputs[0], [slot in is_open for slot in equation.inputs]
             relaxation = relaxations.get(slot)
             if isinstance(relaxation, Relaxation) and isinstance(rule := rule_of(equation, mask), Nonlinear):
-                apply, operands = reading(rule, equation, [values[slot] for slot in equation.inputs], mask)
+                apply, operands = reading(rule, equation, [values[k] for k in equation.inputs], mask)
                 total += jnp.sum(met[slot] * _chosen(apply, operands, (relaxation, states[slot][1]), one))
         return total
 
@@ -107,29 +107,11 @@ def choose_lines(
     *,
     local: Mapping[int, tuple[int, ...]] | None = None,
 ) -> tuple[list[Array], Any, Nodes]:
-    """Coefficients [S, *x.shape] per set, bias [S], and which line each row took, [S, ...] per nonlinear result.
+    """Coefficients [S, *x.shape] per set, bias [S], and those that met each nonlinear result, [S, ...] each.
 
     With `local`, a shape for each of `constant_slots`, the bias is not summed over everything but comes as it enters
     there: slot -> [S, *shape], summed over the axes along which the shape has a size of one.
     """
-    coeffs, bias, met = pulled_back(program, relaxations, sets, spec, local=local)
-    return coeffs, bias, takes_lower(met)
-
-
-def takes_lower(met: Nodes) -> Nodes:
-    """Whether a coefficient of a nonlinear result goes through its lower line."""
-    return jax.tree.map(lambda coeffs: coeffs >= 0, met)
-
-
-def pulled_back(
-    program: Program,
-    relaxations: Nodes,
-    sets: Sequence[Set],
-    spec: Sequence[Array],
-    *,
-    local: Mapping[int, tuple[int, ...]] | None = None,
-) -> tuple[list[Array], Any, Nodes]:
-    """What `choose_lines` returns, with the coefficients that met each nonlinear result in place of the choice."""
     everything = [leaf for leaf in jax.tree.leaves((program.constants, relaxations, sets)) if mesh_axes(leaf)]
     inputs = [varying(jnp.zeros_like(element(s)), everything) for s in sets]
     one = varying(jnp.ones((), jnp.result_type(*spec)), everything)
@@ -142,6 +124,11 @@ def pulled_back(
     outputs, pullback = jax.vjp(affine, inputs, tap, deltas)
     rows = [varying(row, out) for row, out in zip(spec, outputs, strict=True)]
     return jax.vmap(lambda row: pullback(row))(rows)
+
+
+def takes_lower(met: Nodes) -> Nodes:
+    """Which line each row took, by the coefficients that met the nonlinear results."""
+    return jax.tree.map(lambda coeffs: coeffs >= 0, met)
 
 
 def varying(x: Array, others: Any) -> Array:

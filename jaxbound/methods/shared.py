@@ -25,7 +25,7 @@ from jaxbound.bounds import worst_input
 from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.problem import valid_lower
 from jaxbound.methods.replay import Nodes, constant_slots
-from jaxbound.methods.rows import choose_lines, evaluate, fixed_program, graft, summed_to
+from jaxbound.methods.rows import choose_lines, evaluate, fixed_program, graft, summed_to, takes_lower
 from jaxbound.program import Program
 from jaxbound.sets import Array, Interval
 
@@ -195,7 +195,7 @@ def _lower_block(
     fixed = jax.lax.stop_gradient
     boxes = fixed(list(sets))
     spec = jax.vmap(lambda row: sharing.row(sharing.offset(block, row)))(rows)
-    coeffs, parts, signs = _choose_both(fixed_program(program), fixed(relaxations), boxes, spec, sharing=sharing)
+    coeffs, parts, met = _choose_both(fixed_program(program), fixed(relaxations), boxes, spec, sharing=sharing)
 
     def lowest(slot: int, box: Interval, c: Array) -> Array:
         return sharing.summed(slot, c * worst_input(c, box))
@@ -208,7 +208,7 @@ def _lower_block(
         (output,) = evaluate(program, relaxations, sets, coeffs=coeffs, signs=signs)
         return sharing.pick(sharing.offset(block, row), output)
 
-    found = jax.vmap(jax.vmap(evaluated), in_axes=(None, 0, 0))(rows, coeffs, signs)
+    found = jax.vmap(jax.vmap(evaluated), in_axes=(None, 0, 0))(rows, coeffs, takes_lower(met))
     return valid_lower(graft(value, jnp.stack([found[0], -found[1]])))
 
 
@@ -230,8 +230,8 @@ def _choose_both(
     rows, last, _ = choose_lines(tail, {}, anywhere, [spec], local=local(tail))
     rows, last = jax.tree.map(lambda x: jnp.concatenate([x, -x]), (rows, last))
     regions = dict(zip(program.inputs, boxes, strict=True))
-    coeffs, bias, signs = choose_lines(head, relaxations, [regions[k] for k in head.inputs], rows, local=local(head))
+    coeffs, bias, met = choose_lines(head, relaxations, [regions[k] for k in head.inputs], rows, local=local(head))
     by_slot = dict(zip(head.inputs, coeffs, strict=True))
     both = {slot: last.get(slot, 0) + bias.get(slot, 0) for slot in {**last, **bias}}  # a skip is in both parts
-    found = [by_slot[slot] for slot in program.inputs], both, signs
+    found = [by_slot[slot] for slot in program.inputs], both, met
     return jax.tree.map(lambda x: x.reshape(2, -1, *x.shape[1:]), found)

@@ -12,7 +12,7 @@ from jaxbound.bounds import lower_value
 from jaxbound.methods.interval import propagate
 from jaxbound.methods.problem import prepare
 from jaxbound.methods.replay import constant_slots
-from jaxbound.methods.rows import choose_lines, evaluate, graft
+from jaxbound.methods.rows import choose_lines, evaluate, graft, takes_lower
 from tests import soundness
 
 pytestmark = pytest.mark.usefixtures("double")
@@ -57,13 +57,13 @@ def test_coefficients_and_evaluation_agree(name):
     def both(box):
         problem = prepare(FUNCTIONS[name], (box,), {})
         relaxations = propagate(problem.program, problem.sets, relax.adaptive).relaxations
-        coeffs, bias, signs = choose_lines(problem.program, relaxations, problem.sets, spec)
+        coeffs, bias, met = choose_lines(problem.program, relaxations, problem.sets, spec)
 
         def value(row, coeffs, signs):
             outputs = evaluate(problem.program, relaxations, problem.sets, coeffs=coeffs, signs=signs)
             return sum(jnp.sum(r * out) for r, out in zip(row, outputs, strict=True))
 
-        return lower_value(coeffs, bias, problem.sets), jax.vmap(value)(spec, coeffs, signs)
+        return lower_value(coeffs, bias, problem.sets), jax.vmap(value)(spec, coeffs, takes_lower(met))
 
     concretised, evaluated = both(box)
     np.testing.assert_allclose(concretised, evaluated, rtol=1e-12)
