@@ -80,8 +80,7 @@ def examine(seed, index, dtype, count):
     rng = np.random.default_rng((seed, index, 3))
     units = [cases.unit_points(rng, cases.pick(region, 0), count) for region in sets]
     name = choose_claim(seed, index)
-    fn = functools.partial(claims.vector, program)
-    one = functools.partial(claims.examine, fn, {name: claims.CLAIMS[name]})
+    one = functools.partial(claims.examine, program, {name: claims.CLAIMS[name]})
     points, values, seen = claims.run(jax.vmap(one, (0, None)), sets, units, quick=index % THOROUGH > 0)
     return program, sets, names, points, values, seen
 

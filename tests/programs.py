@@ -6,6 +6,7 @@ and a seed can repeat them.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Callable
 
 import jax
@@ -181,6 +182,22 @@ class Program:
 
     def __repr__(self):
         return "; ".join(f"v{k} = {s.name}{s.operands}" for k, s in enumerate(self.steps, len(self.shapes)))
+
+
+def shaken(program: Program, seed: int) -> Program:
+    """The same, with what exceeds a million in its steps' results off by its last digit, up or down.
+
+    What that makes of the program's results is what rounding may have made of them: (1 + x) - x is no longer 1.
+    """
+
+    def shake(result, k):
+        digit = np.finfo(float).eps * np.random.default_rng((seed, k)).choice([-1, 1], result.shape)
+        return jnp.where(jnp.abs(result) > 1e6, result * (1 + digit), result)
+
+    def shaken_step(k: int, step: Step) -> Step:
+        return dataclasses.replace(step, fn=lambda *xs: shake(step.fn(*xs), k))
+
+    return dataclasses.replace(program, steps=tuple(itertools.starmap(shaken_step, enumerate(program.steps))))
 
 
 def step(name: str, operands: tuple[int, ...]) -> Step:

@@ -39,9 +39,8 @@ def judge(case, *, tolerance=claims.TOLERANCE, quick=True):
     """The case with the place where it is worst, or None where the claim holds."""
     rng = np.random.default_rng(0)
     units = [cases.unit_points(rng, region, COUNT) for region in case.sets]
-    fn = functools.partial(claims.vector, case.program)
     with jax.enable_x64(True):
-        examine = functools.partial(claims.examine, fn, {case.claim: claims.CLAIMS[case.claim]})
+        examine = functools.partial(claims.examine, case.program, {case.claim: claims.CLAIMS[case.claim]})
         try:
             xs, values, seen = claims.run(examine, case.sets, units, quick=quick)
         except (TypeError, ValueError, IndexError, jaxbound.UnsupportedError):

@@ -46,6 +46,17 @@ def test_what_was_found_is_mended(name):
     claims.assert_sound(cases.parse(text, ((4,),), outputs), claim, sets, points)
 
 
+def test_what_the_function_itself_rounds_is_no_violation(broken):
+    """(y + x) - x with x = 1e29 is 2e12 beside y = 1e20; a bound that is further off stays wrong."""
+    difference = "v2 = add(1, 0); v3 = sub(2, 0)"
+    x = np.array([1e20, 1e29, 3e29, -7e28])
+    rolled = cases.parse(f"v1 = roll:2(0,); {difference}", outputs=1)
+    claims.assert_sound(rolled, "planes one", (jaxbound.Interval(x, x),), (x,))
+    with pytest.raises(AssertionError, match="planes wrong"):
+        around = (jaxbound.Interval(x - 1e29, x + 1e29),)
+        claims.assert_sound(cases.parse(f"v1 = relu(0,); {difference}", outputs=1), broken, around, (x + 1e29,))
+
+
 def test_some_programs_of_every_kind(capsys):
     assert campaign.main(["--first=8", "--programs=2", "--points=1e4"]) == 0
     assert "2 programs" in capsys.readouterr().out
@@ -146,7 +157,7 @@ def test_sets_are_repeated_by_their_source(double):
 
 def test_verdicts():
     values = np.array([[0.5, np.inf, np.nan]])
-    seen = claims.Seen(*np.array([[[0.0, 1.0, 0.0]], [[1.0, np.inf, 1.0]], [[1.0, 1.0, 1.0]]]))
+    seen = claims.Seen(*np.array([[[0.0, 1.0, 0.0]], [[1.0, np.inf, 1.0]], [[1.0, 1.0, 1.0]], [[0.0, 0.0, 0.0]]]))
     assert not claims.verdict("ibp", values, seen).wrong.any()
 
     def wrong(name="ibp", **changes):
@@ -154,6 +165,7 @@ def test_verdicts():
         return claims.verdict(name, values, seen._replace(**ends))
 
     assert wrong(lower=0.6).wrong.tolist() == [[True, False, False]]
+    assert not wrong(lower=0.6, doubt=0.2).wrong.any()
     assert wrong(upper=0.4).wrong.tolist() == [[True, True, False]]
     assert wrong(lower=np.nan).wrong.all() and not wrong("planes tight", lower=np.nan).wrong.any()
     assert wrong("planes tight", lower=np.nan).vacuous.sum() == 3

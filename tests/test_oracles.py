@@ -9,6 +9,7 @@ import pytest
 
 import jaxbound
 from tests import claims, milp, oracles
+from tests.programs import Program, Step
 
 pytestmark = pytest.mark.usefixtures("double")
 
@@ -98,7 +99,8 @@ def test_planes_and_bounds_enclose_curves_on_a_dense_grid(name):
     ends = np.array(INTERVALS)[..., None]
     found = claims.run(jax.vmap(planes), jaxbound.Interval(ends[:, 0], ends[:, 1]))
     xs = np.linspace(ends[:, 0], ends[:, 1], 20_001, axis=1)
-    at_points = jax.vmap(lambda pairs, x: claims.observe(fn, pairs, [x]), (None, 0))
+    program = Program((Step(name, fn, (0,)),), ((1,),), outputs=1)
+    at_points = jax.vmap(lambda pairs, x: claims.observe(program, pairs, [x]), (None, 0))
     _, values, seen = jax.tree.map(np.asarray, jax.vmap(at_points)(found, xs))
     for claim in ON_CURVES:
         assert np.isfinite(seen[claim]).all(), claim
