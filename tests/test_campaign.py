@@ -62,6 +62,12 @@ def test_some_programs_of_every_kind(capsys):
     assert "2 programs" in capsys.readouterr().out
 
 
+def test_a_loop_without_reverse_mode_is_attacked_too(monkeypatch, capsys):
+    monkeypatch.setattr(cases, "draw", lambda seed, index: cases.parse("v1 = control.halve(0,)", outputs=1))
+    assert campaign.main(["--programs=1", "--points=1e3"]) == 0
+    assert "1 programs" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_lower_precisions_are_counted_and_no_error(dtype, monkeypatch, capsys):
     monkeypatch.setattr(cases, "draw", lambda seed, index: cases.parse("v1 = tanh(0,)", outputs=1))
