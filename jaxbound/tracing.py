@@ -65,6 +65,7 @@ class _Inliner:
         self.slots = slots
         self.equations: list[Equation] = []
         self.constants: dict[int, Value] = {}
+        self.converted: dict[tuple[int, Any], Sequence[int]] = {}  # by slot and type: what else becomes of it is one
 
     def run(self, closed: core.ClosedJaxpr) -> Program:
         inputs = tuple(next(self.slots) for _ in _open(closed).invars)
@@ -103,6 +104,11 @@ class _Inliner:
         if name == "broadcast_in_dim" and eqn.invars[0].aval.size == eqn.outvars[0].aval.size:  # copies nothing
             name = "expand_dims"
         params = eqn.params
+        if name == "convert_element_type":
+            key = inputs[0], params["new_dtype"]
+            if key not in self.converted:
+                self.converted[key] = self.append(eqn, inputs, source, name=name, params=params, fn=_binder(eqn))
+            return self.converted[key]
         if name in _PARTS:
             params = {**params, **_PARTS[name](eqn, self.part)}
         return self.append(eqn, inputs, source, name=name, params=params, fn=_binder(eqn))

@@ -20,7 +20,7 @@ from jaxbound.tracing import Recognizer, trace
 
 _AFTER = 3  # how many steps may lead from a key primitive to the result
 _BEFORE = 12  # and how many from the sum that tells the axes
-_LAYOUT = {"broadcast_in_dim", "expand_dims", "reshape", "squeeze", "transpose"}
+_FORM = {"broadcast_in_dim", "convert_element_type", "expand_dims", "reshape", "squeeze", "transpose"}
 
 
 def recognized(program: Program, calls: Recognizer) -> Program:
@@ -57,8 +57,8 @@ def _makers(program: Program) -> dict[int, Equation]:
 
 
 def _content(slot: int, makers: Mapping[int, Equation]) -> int:
-    """What a slot is a layout of."""
-    while slot in makers and makers[slot].name in _LAYOUT:
+    """What a slot is another layout or type of."""
+    while slot in makers and makers[slot].name in _FORM:
         slot = makers[slot].inputs[0]
     return slot
 
@@ -137,7 +137,7 @@ class _Finder:
         return None
 
     def _resembles(self, end: int, composite: Composite) -> bool:
-        """Whether the primitives but for layout are the reference's. Only then it is traced for the shapes at hand."""
+        """Whether the primitives are the reference's, but for layout and types. Only then it is traced for those."""
         return self._match(end, _example(composite, self.calls, jnp.result_type(float)), same_name) is not None
 
     def _sums(self, end: int) -> list[Sum]:

@@ -83,7 +83,9 @@ def propagate(program: Program, sets: Sequence[Set], relu: Any = None, tighten: 
         if tighten is None or not is_set(value) or not is_float(bounding_box(value).lower):
             return value
         if slot not in tightened:
-            tightened[slot] = tighten(slot, bounding_box(value), so_far)
+            box = bounding_box(value)
+            better = tighten(slot, box, so_far)  # computed in the precision of the sets, which may be another
+            tightened[slot] = Interval(better.lower.astype(box.lower.dtype), better.upper.astype(box.upper.dtype))
         return tightened[slot]
 
     def handler(equation: Equation, operands: list[Any], mask: tuple[bool, ...]) -> Sequence[Any]:

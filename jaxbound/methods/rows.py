@@ -96,7 +96,7 @@ def graft(value: Array, other: Array) -> Array:
 
 @graft.defjvp
 def _graft_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
-    return graft(*primals), tangents[1]
+    return graft(*primals), tangents[1].astype(primals[0].dtype)
 
 
 def choose_lines(
@@ -170,7 +170,8 @@ def _relaxed(
 
     @jax.custom_vjp
     def node(relaxation: Relaxation, one: Array, *operands: Array) -> Array:
-        return apply(relaxation.upper.slopes, *operands) + one * relaxation.upper.intercept
+        intercept = relaxation.upper.intercept
+        return apply(relaxation.upper.slopes, *operands) + one.astype(intercept.dtype) * intercept
 
     def forward(relaxation: Relaxation, one: Array, *operands: Array) -> tuple[Array, Relaxation]:
         return node(relaxation, one, *operands), relaxation
