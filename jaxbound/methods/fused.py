@@ -120,8 +120,10 @@ def _sum_of_chords(
     """Upper bound of the sum of exp(-d - top) over all classes, by the chords through their largest values."""
     slopes = largest * mean_decay(margins.upper - margins.lower)  # how fast each chord falls
     row = jnp.sum(slopes) * jax.nn.one_hot(label, slopes.size, dtype=slopes.dtype) - slopes
-    lowest = lower_rows(problem.program, propagation.relaxations, problem.sets, [row[None]])[0]
+    (logits,) = jax.tree.leaves(problem.output)
+    lowest = lower_rows(problem.program, propagation.relaxations, problem.sets, [row[None].astype(logits.dtype)])[0]
     # The terms may cancel almost all of each other, and a logarithm is to follow: rounding may not make that unsound.
     size = jnp.sum(largest + slopes * (jnp.abs(margins.lower) + jnp.abs(margins.upper)))
-    slack = jax.lax.stop_gradient(32 * jnp.finfo(size.dtype).eps * size)
+    digits = max(32 * jnp.finfo(size.dtype).eps, 2 * jnp.finfo(logits.dtype).eps)
+    slack = jax.lax.stop_gradient(digits * size)
     return jnp.sum(largest + slopes * margins.lower) - lowest + slack
