@@ -89,7 +89,10 @@ INTERVALS = [(-2.0, 2.0), (-0.1, 1.7), (0.3, 0.30001), (-1.0, 1.0), (-3.0, -0.4)
 ON_CURVES = ("planes adaptive", "planes same_slope", "crown adaptive", "lbp tight", "ibp")
 
 
-@pytest.mark.parametrize("name", CURVES)
+SLOW = pytest.mark.slow(reason="compiles longer than all the others")
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=SLOW if "gelu" in name else ()) for name in CURVES])
 def test_planes_and_bounds_enclose_curves_on_a_dense_grid(name):
     fn = CURVES[name]
 

@@ -159,7 +159,7 @@ def test_errors():
     with pytest.raises(ValueError, match="steps must be at least 0"):
         jaxbound.alpha_crown(jax.nn.relu, steps=-1)
     box, spec = soundness.boxes(4)[0], SPEC
-    free = jaxbound.optimized_lines(jax.nn.relu, steps=1)(box, spec=spec).free
+    free = jax.jit(jaxbound.optimized_lines(jax.nn.relu, steps=1))(box, spec=spec).free
     with pytest.raises(ValueError, match="same function with as many rows"):
         jaxbound.optimized_lines(jax.nn.relu)(box, spec=spec[:1], free=free)
     with pytest.raises(ValueError, match="same function"):
