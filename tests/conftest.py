@@ -18,12 +18,6 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 import jax
-import jaxlib
-
-# The compiler's emitters of fusions take a quarter of these tests' time. Later ones do without this flag, and end a
-# process that has it.
-if os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] != "0" and jaxlib.__version__.startswith("0.10."):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_use_fusion_emitters=false"
 
 # Sharded programs are tested on devices that share this machine's cores. All else runs on the first one.
 jax.config.update("jax_num_cpu_devices", 8)
