@@ -65,7 +65,7 @@ class _Inliner:
         self.slots = slots
         self.equations: list[Equation] = []
         self.constants: dict[int, Value] = {}
-        self.converted: dict[tuple[int, Any], Sequence[int]] = {}  # by slot and type: what else becomes of it is one
+        self.converted: dict[tuple[int, Any], Sequence[int]] = {}  # (slot, type) -> results: equal ones are one
 
     def run(self, closed: core.ClosedJaxpr) -> Program:
         inputs = tuple(next(self.slots) for _ in _open(closed).invars)
