@@ -65,7 +65,7 @@ class _Inliner:
         self.slots = slots
         self.equations: list[Equation] = []
         self.constants: dict[int, Value] = {}
-        self.converted: dict[tuple[int, Any], Sequence[int]] = {}  # (slot, type) -> results: equal ones are one
+        self.converted: dict[tuple[Any, ...], Sequence[int]] = {}  # (slot, *params) -> results: equal ones are one
 
     def run(self, closed: core.ClosedJaxpr) -> Program:
         inputs = tuple(next(self.slots) for _ in _open(closed).invars)
@@ -105,7 +105,7 @@ class _Inliner:
             name = "expand_dims"
         params = eqn.params
         if name == "convert_element_type":
-            key = inputs[0], params["new_dtype"]
+            key = inputs[0], *params.values()
             if key not in self.converted:
                 self.converted[key] = self.append(eqn, inputs, source, name=name, params=params, fn=_binder(eqn))
             return self.converted[key]

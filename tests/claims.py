@@ -112,19 +112,11 @@ def stride(region, slope):
     return -2 * slope / jnp.maximum(norm(slope, 2), jnp.finfo(float).tiny)
 
 
-def gradient(fn, xs):
-    """The gradient at a point; forwards through what has no reverse mode, such as a `while`."""
-    try:
-        return jax.grad(fn)(xs)
-    except ValueError:
-        return jax.jacfwd(fn)(xs)
-
-
 def climb(gap, regions, starts):
     """Coordinates to which steps that shrink, down the gradient, lead from the given ones."""
 
     def step(k, units):
-        slopes = gradient(gap, units)
+        slopes = soundness.slopes(gap)(units)
         rate = 0.8 * 0.55**k
         return [
             retract(s, u + rate * stride(s, jnp.nan_to_num(g))) for s, u, g in zip(regions, units, slopes, strict=True)

@@ -1,7 +1,6 @@
 """Fixtures that several folders of tests share."""
 
 import atexit
-import gc
 import os
 import shutil
 import tempfile
@@ -21,9 +20,6 @@ import jax
 
 # Sharded programs are tested on devices that share this machine's cores. All else runs on the first one.
 jax.config.update("jax_num_cpu_devices", 8)
-
-# Programs are large trees that live long: walking them all again and again takes more than it frees.
-gc.set_threshold(20_000, 20, 50)
 
 
 def _precision(bits):

@@ -6,7 +6,6 @@ and a seed can repeat them.
 """
 
 import dataclasses
-import itertools
 from collections.abc import Callable
 
 import jax
@@ -197,7 +196,7 @@ def shaken(program: Program, seed: int) -> Program:
     def shaken_step(k: int, step: Step) -> Step:
         return dataclasses.replace(step, fn=lambda *xs: shake(step.fn(*xs), k))
 
-    return dataclasses.replace(program, steps=tuple(itertools.starmap(shaken_step, enumerate(program.steps))))
+    return dataclasses.replace(program, steps=tuple(shaken_step(k, step) for k, step in enumerate(program.steps)))
 
 
 def step(name: str, operands: tuple[int, ...]) -> Step:

@@ -122,7 +122,19 @@ def point(region, unit):
     return x if region.clip is None else jnp.clip(x, *region.clip)
 
 
-def observe(fn, args, coordinates, directions, gradient=jax.grad):
+def slopes(fn):
+    """The gradient of a function; forwards through what has no reverse mode, such as a `while`."""
+
+    def at(x):
+        try:
+            return jax.grad(fn)(x)
+        except ValueError:
+            return jax.jacfwd(fn)(x)
+
+    return at
+
+
+def observe(fn, args, coordinates, directions, gradient=slopes):
     """Values [N, M] of a function at the given points of the sets, and where a gradient leads from their middles."""
     regions = sets_of(args)
 
@@ -134,8 +146,8 @@ def observe(fn, args, coordinates, directions, gradient=jax.grad):
         x = [point(s, jnp.full(bounding_box(s).lower.shape, 0.5 * isinstance(s, jaxbound.Interval))) for s in regions]
 
         def step(x, rate):
-            slopes = gradient(lambda arrays: direction @ value(*arrays))(x)
-            targets = [worst_input(jnp.nan_to_num(g), s) for g, s in zip(slopes, regions, strict=True)]
+            steepest = gradient(lambda arrays: direction @ value(*arrays))(x)
+            targets = [worst_input(jnp.nan_to_num(g), s) for g, s in zip(steepest, regions, strict=True)]
             x = [(a + rate * (b - a)).astype(a.dtype) for a, b in zip(x, targets, strict=True)]
             return x, value(*x)
 
@@ -155,7 +167,7 @@ def observe(fn, args, coordinates, directions, gradient=jax.grad):
 class Subject:
     """A function and its bounds, compiled once for all arguments of the same shapes."""
 
-    def __init__(self, fn, methods=METHODS, seed=0, gradient=jax.grad):
+    def __init__(self, fn, methods=METHODS, seed=0, gradient=slopes):
         self.fn, self.methods, self.seed = fn, methods, seed
         self.bounds = jax.jit(lambda args: {name: ends(make(fn)(*args)) for name, make in methods.items()})
         self.observe = jax.jit(functools.partial(observe, fn, gradient=gradient))
@@ -216,7 +228,7 @@ def describe(outside, values, lower, upper):
     return f"output {k} takes {values[row, k]!r} outside [{lower[k]!r}, {upper[k]!r}]"
 
 
-def check(fn, *examples, methods=None, count=200, finite=True, nested=True, gradient=jax.grad):
+def check(fn, *examples, methods=None, count=200, finite=True, nested=True, gradient=slopes):
     """Holds a function's bounds against all that must be true of them.
 
     Args:
@@ -227,7 +239,7 @@ def check(fn, *examples, methods=None, count=200, finite=True, nested=True, grad
       count: random points for each example.
       finite: whether all bounds must be finite.
       nested: whether interval bounds must be nested.
-      gradient: finds slopes; `jax.jacfwd` goes through loops of unknown length too. None for functions without any.
+      gradient: finds slopes. None for functions without any.
     """
     if methods is None:
         methods = METHODS if jax.config.jax_enable_x64 else {name: METHODS[name] for name in ("ibp", "crown_ibp")}

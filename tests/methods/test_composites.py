@@ -104,8 +104,7 @@ def test_inside_a_loop(double):
 
     (scan,) = (e for e in program_of(fn, 4).equations if e.name == "scan")
     assert {"softmax", "layer_norm"} < {e.name for e in Scan.of(scan).body.equations}
-    methods = {name: soundness.METHODS[name] for name in ("ibp", "crown_ibp")}
-    soundness.check(fn, *soundness.boxes(4)[:2], methods=methods)
+    soundness.check(fn, *soundness.boxes(4)[:2])
 
 
 def test_errors_and_labels_name_the_line_of_the_user():

@@ -97,8 +97,12 @@ def test_parts_of_a_transformer_block_are_recognised(name):
     assert [part for part in found if part in parts] == ["layer_norm", "softmax", "layer_norm", "gelu_tanh"]
 
 
-def test_transformer_block():
+VARIANT = pytest.mark.slow(reason="the same parts as in Linen's, which the other test compares")
+
+
+@pytest.mark.parametrize("name", ["linen", pytest.param("nnx", marks=VARIANT)])
+def test_transformer_block(name):
     x = soundness.weights(3, 4)
     methods = {name: soundness.METHODS[name] for name in ("ibp", "crown_ibp")}
     boxes = [soundness.box(x, radius) for radius in (0.01, 3.0)]
-    soundness.check(BLOCKS["linen"](), *boxes, methods=methods, nested=False)
+    soundness.check(BLOCKS[name](), *boxes, methods=methods, nested=False)
