@@ -14,6 +14,7 @@ import numpy as np
 import jaxbound
 from benchmarks import models
 from benchmarks.timing import Comparison, compare, table
+from experiments.common import memory
 from jaxbound import losses
 
 BODY = models.hidden_and_relu(
@@ -126,6 +127,7 @@ def parse_flags():
 
 def main():
     """Measure and print."""
+    memory.keep_freed()  # as the training programs do
     flags = parse_flags()
     print(
         f"jax {jax.__version__}, {jax.devices()[0].device_kind}, {os.cpu_count()} cores, batch {flags.batch}, float32"

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 import optax
 
-from experiments.common import data, methods, models, placement, train
+from experiments.common import data, memory, methods, models, placement, train
 from experiments.common.errors import UserError
 from experiments.common.flags import PRECISIONS, CrownConfig
 
@@ -137,6 +137,7 @@ def table(samples, flags):
 
 def main():
     """Times both and prints the tables."""
+    memory.keep_freed()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dataset", choices=SHAPES, default="mnist", help="whose shape the random images have")
     parser.add_argument("--model", default="dm_small", help="network, as in the experiments")

@@ -68,8 +68,8 @@ def find(
 
     thrice = np.resize(left, 3 * batch_size)
     once = min(s for *_, s in batches(cascade.bounded(this, bound), thrice, this.config.eval_radii[0]))
-    fastest = np.inf
-    for batch, radii, seconds in batches(searched(this, bound, halvings), left, 1.0):
+    fastest, largest = np.inf, evaluate.largest_radius(this.config)
+    for batch, radii, seconds in batches(searched(this, bound, halvings), left, largest):
         rows = zip(batch.tolist(), this.test.labels[batch].tolist(), radii["radius"].tolist(), strict=True)
         names = ("index", "label", "radius")
         records.append({**dict(zip(names, row, strict=True)), "method": name, "seconds": seconds} for row in rows)

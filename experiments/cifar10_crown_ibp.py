@@ -32,7 +32,6 @@ DEFAULTS = CrownConfig(
     kappa_end=0.0,
     eval_radii=(8 / 255,),
     eval_methods=("ibp", "crown_ibp"),
-    pgd_step_size=2 / 255,
 )
 
 if __name__ == "__main__":

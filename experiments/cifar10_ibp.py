@@ -33,7 +33,6 @@ DEFAULTS = Config(
     kappa_end=0.0,
     eval_radii=(8 / 255,),
     eval_methods=("ibp", "crown_ibp"),
-    pgd_step_size=2 / 255,
 )
 
 if __name__ == "__main__":

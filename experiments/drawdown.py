@@ -50,9 +50,14 @@ def drawdown(errors: Sequence[float]) -> float:
     return float(np.max(np.asarray(errors)[1:] - lowest[:-1]))
 
 
-def slope(curve: Curve, radii: Sequence[float]) -> float:
-    """How fast the verified error rises from the training radius to 1.5 times it, in points for 0.01 of radius."""
+def slope(curve: Curve, radii: Sequence[float]) -> float | None:
+    """How fast the verified error rises from the training radius to 1.5 times it, in points for 0.01 of radius.
+
+    None where these are not both between the radii that were evaluated.
+    """
     ends = np.array([curve.training, 1.5 * curve.training])
+    if ends[0] < radii[0] * (1 - 1e-6) or ends[1] > radii[-1] * (1 + 1e-6):
+        return None
     first, second = np.interp(ends, radii, curve.verified)
     return float((second - first) / (100 * (ends[1] - ends[0])))
 
@@ -88,7 +93,8 @@ def table(curves: Sequence[Curve], radii: Sequence[float]) -> str:
     lines = [head, ["---"] * len(head)]
     for curve in curves:
         figures = [f"{v:.2f}" for v in (curve.clean, *curve.verified, drawdown(curve.verified))]
-        lines.append([curve.name, str(curve.seeds), *figures, f"{slope(curve, radii):.2f}"])
+        rise = slope(curve, radii)
+        lines.append([curve.name, str(curve.seeds), *figures, "-" if rise is None else f"{rise:.2f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -126,7 +132,7 @@ def compare(
     if not runs or len(radii) < 2 or list(radii) != sorted(radii):
         raise UserError("give --runs=FOLDER,FOLDER,..., and at least two --radii in increasing order")
     folder = writable_folder(out)
-    changes = {"eval_methods": ("ibp",), "pgd_restarts": 1, **changes}
+    changes = {"eval_methods": ("ibp",), "pgd_restarts": 1, "pgd_step_size": 0.0, **changes}  # the same for all runs
     curves = [measure(pathlib.Path(run), radii, attacked=attacked, **changes) for run in runs]
     content = {"radii": radii, "device": report.device(), "curves": [curve._asdict() for curve in curves]}
     replace_text(folder / "drawdown.json", json.dumps(content, indent=2) + "\n")

@@ -20,7 +20,7 @@ from typing import Any
 
 from absl import flags as absl_flags
 
-from experiments.common import flags, models, processes, run
+from experiments.common import flags, memory, models, processes, run
 from experiments.common.errors import one_line
 from experiments.common.files import replace_text
 
@@ -74,6 +74,7 @@ def main(argv: list[str]) -> None:
         flags.define(program.DEFAULTS, values)
         values(rest)
         config = flags.read(program.DEFAULTS, values)
+        memory.keep_freed()
         processes.start(config)
         content = train(program, config, models.MODEL_SETS[early.set])
     if content is None or not processes.is_first():

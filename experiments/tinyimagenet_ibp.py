@@ -34,7 +34,6 @@ DEFAULTS = Config(
     kappa_end=0.0,
     eval_radii=(1 / 255,),
     eval_methods=("ibp",),
-    pgd_step_size=0.25 / 255,
 )
 
 if __name__ == "__main__":

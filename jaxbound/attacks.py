@@ -70,7 +70,7 @@ class _Moves(NamedTuple):
 def pgd(
     fn: Callable[[Array], Any], *, objective: Objective = cross_entropy, steps: int, step_size: Any, restarts: int = 1
 ) -> Callable[[Array, Set, Any], Array]:
-    """Projected gradient ascent in a box or in a Euclidean ball, from uniformly random starts.
+    """Projected gradient ascent in a box or in an l_2 or l_1 ball, from random starts.
 
     In a box steps go along the gradient's sign, in a ball along the gradient itself, normalised. Every iterate counts,
     not only the last one: the input with the largest objective over all steps and restarts is returned. Steps are a
@@ -91,7 +91,7 @@ def pgd(
 
     Raises:
       ValueError: `steps` is negative or `restarts` not positive; by the returned function, TypeError for what is
-        not a set, and for a ball whose p is neither 2 nor infinity.
+        not a set, and for a ball whose p is not 1, 2 or infinity.
 
     Example:
       >>> attack = jaxbound.attacks.pgd(lambda x: jnp.array([x[0] - x[1], 0.0]), steps=5, step_size=0.1)
@@ -133,12 +133,12 @@ def _moves(region: Set) -> _Moves:
         return _moves_in_box(region)
     if isinstance(region, Ball) and region.p == math.inf:
         return _moves_in_box(_box_of(region))
-    if isinstance(region, Ball) and region.p == 2:
+    if isinstance(region, Ball) and region.p in (1, 2):
         return _moves_in_ball(region)
     kind = f"a ball of p = {region.p}" if isinstance(region, Ball) else type(region).__name__
     raise TypeError(
-        f"pgd attacks a box (jaxbound.Interval) or a ball (jaxbound.Ball) of p = 2 or inf, got {kind}; other sets can "
-        f"only be attacked from inside, through a box or a ball of p = 2 that they contain"
+        f"pgd attacks a box (jaxbound.Interval) or a ball (jaxbound.Ball) of p = 1, 2 or inf, got {kind}; other sets "
+        f"can only be attacked from inside, through a box or a ball that they contain"
     )
 
 
@@ -165,28 +165,39 @@ def _box_of(ball: Ball) -> Interval:
 
 
 def _moves_in_ball(ball: Ball) -> _Moves:
-    """Steps and projections of a Euclidean ball, or of an ellipsoid: along its axes it is a unit ball."""
+    """Steps and projections of an l_2 or l_1 ball, or of an ellipsoid: along its axes it is a unit ball."""
     free = ball.radius > 0
     scale = jnp.where(free, ball.radius, 1)
     home = ball.center if ball.clip is None else jnp.clip(ball.center, ball.clip.lower, ball.clip.upper)
     # What rounding of center + radius * d, and of its way back to d, may add to the length of d.
     eps = jnp.finfo(ball.center.dtype).eps
-    longest = jnp.maximum(0, 1 - 4 * eps * (2 + norm(jnp.where(free, ball.center / scale, 0), 2)))
+    longest = jnp.maximum(0, 1 - 4 * eps * (2 + norm(jnp.where(free, ball.center / scale, 0), ball.p)))
 
     def start(key: Array) -> Array:
         direction, length = jax.random.split(key)
         unit = _unit(jax.random.normal(direction, ball.center.shape, ball.center.dtype))
         reach = jax.random.uniform(length, (), ball.center.dtype) ** (1 / max(1, ball.center.size))
-        return ball.center + ball.radius * unit * reach
+        return ball.center + ball.radius * unit * (reach / jnp.maximum(1, norm(unit, ball.p)))
 
     def project(x: Array) -> Array:
         offset = jnp.where(free, (x - ball.center) / scale, 0)
-        x = ball.center + ball.radius * offset * (longest / jnp.maximum(norm(offset, 2), longest))
+        offset = _nearest_of_l1_ball(offset) if ball.p == 1 else offset
+        x = ball.center + ball.radius * offset * (longest / jnp.maximum(norm(offset, ball.p), longest))
         # Clipping brings every coordinate closer to a centre inside the clip box, so the point stays in the ball.
         x = x if ball.clip is None else jnp.clip(x, ball.clip.lower, ball.clip.upper)
         return jnp.where(contains(ball, x), x, home)
 
     return _Moves(start, lambda gradient: _unit(ball.radius**2 * _finite(gradient)), project)
+
+
+def _nearest_of_l1_ball(x: Array) -> Array:
+    """The point of the unit l_1 ball that is nearest to x: all elements shrunk by the same amount, small ones to zero.
+
+    Radial scaling would leave an attack among dense vectors, while a linear function is largest at a corner.
+    """
+    sizes = jnp.sort(jnp.abs(x).ravel(), descending=True)
+    amounts = (jnp.cumsum(sizes) - 1) / jnp.arange(1, 1 + x.size, dtype=x.dtype)
+    return jnp.sign(x) * jnp.maximum(jnp.abs(x) - jnp.maximum(jnp.max(amounts, initial=0), 0), 0)
 
 
 def _finite(x: Array) -> Array:

@@ -13,6 +13,7 @@ import itertools
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 import jaxbound
 from jaxbound.bounds import worst_input
@@ -40,22 +41,23 @@ def weights(*shape, seed=0):
 
 
 def box(center, radius):
-    """An Interval in the default precision."""
-    center, radius = jnp.asarray(center, float), jnp.asarray(radius, float)
-    return jaxbound.Interval(center - radius, center + radius)
+    """An Interval in the default precision; where its numbers are known, nothing is compiled for it."""
+    numbers = jnp if isinstance(center, Tracer) or isinstance(radius, Tracer) else np
+    center, radius = (numbers.asarray(x, jnp.result_type(float)) for x in (center, radius))
+    return jaxbound.Interval(jnp.asarray(center - radius), jnp.asarray(center + radius))
 
 
 def boxes(*shape, seed=0):
     """Ordinary, wide, tied and nearly degenerate boxes, all within [-3.5, 3.5]."""
     rng = np.random.default_rng((seed, *shape))
     some = rng.uniform(size=shape) < 0.5
-    tied = box(np.full(shape, 0.25), 1.0)
+    tied, top = box(np.full(shape, 0.25), 1.0), np.full(shape, 1.25, jnp.result_type(float))
     return [
         box(rng.uniform(-1.5, 1.5, shape), rng.uniform(0, 0.7, shape)),
         box(rng.uniform(-1.5, 1.5, shape), rng.uniform(0, 2.0, shape)),
         box(np.zeros(shape), 3.0),
         tied,
-        jaxbound.Interval(tied.lower, jnp.where(some, jnp.nextafter(tied.upper, 9.0), tied.upper)),
+        jaxbound.Interval(tied.lower, jnp.asarray(np.where(some, np.nextafter(top, 9.0, dtype=top.dtype), top))),
         box(rng.uniform(-1.5, 1.5, shape), np.where(some, 0, rng.choice([1e-14, 1e-9, 1e-5, 1e-2], shape))),
     ]
 
@@ -80,8 +82,9 @@ def scaled(args, factor):
     def shrink(region):
         if isinstance(region, jaxbound.Ball):
             return jaxbound.Ball(region.center, region.radius * factor, region.p, region.clip)
-        pivot = region.lower + 0.375 * (region.upper - region.lower)
-        return jaxbound.Interval(*(pivot + factor * (end - pivot) for end in region))
+        low, high = map(np.asarray, region)
+        pivot = low + 0.375 * (high - low)
+        return jaxbound.Interval(*(jnp.asarray(pivot + factor * (end - pivot)) for end in (low, high)))
 
     return jax.tree.map(lambda leaf: shrink(leaf) if is_set(leaf) else leaf, args, is_leaf=is_set)
 
@@ -174,7 +177,7 @@ class Subject:
 
     def values(self, args, count):
         """Observed values [N, M] on the sets."""
-        out = jax.eval_shape(lambda arrays: flat(self.fn(*with_arrays(args, arrays))), middles(args))
+        out = jax.eval_shape(lambda args: flat(self.fn(*with_arrays(args, middles(args)))), args)
         directions = np.random.default_rng(self.seed).normal(size=(6, out.size))
         coordinates = [units(s, count, seed=(self.seed, k)) for k, s in enumerate(sets_of(args))]
         return np.asarray(self.observe(args, as_float(coordinates), as_float(directions)))
@@ -193,14 +196,14 @@ class Subject:
         """On a single point every bound is the function's value."""
         args = scaled(args, 0.0)
         value = self.values(args, count)[0]
-        for name, (lower, upper) in self.bounds(args).items():
+        for name, (lower, upper) in jax.tree.map(np.asarray, self.bounds(args)).items():
             slack = tolerance() * (1 + np.abs(value))
             np.testing.assert_array_less(np.abs(lower - value), slack, f"{name}, lower, at the point {args}")
             np.testing.assert_array_less(np.abs(upper - value), slack, f"{name}, upper, at the point {args}")
 
     def check_nesting(self, args, bounds):
         """On a smaller set the bounds are inside."""
-        inner = self.bounds(scaled(args, 0.5))
+        inner = jax.tree.map(np.asarray, self.bounds(scaled(args, 0.5)))
         for name in set(NESTED) & set(self.methods):
             (lower, upper), (low, high) = inner[name], bounds[name]
             slack = tolerance() * (1 + largest(low, high))

@@ -159,9 +159,9 @@ def test_no_restarts():
         attacks.pgd(wavy, steps=1, step_size=0.1, restarts=0)
 
 
-@pytest.mark.parametrize("region", [jaxbound.l1_ball(jnp.zeros(2), 0.1), (0.0, 1.0)])
+@pytest.mark.parametrize("region", [jaxbound.Ball(jnp.zeros(2), jnp.full(2, 0.1), 3), (0.0, 1.0)])
 def test_other_sets_are_refused(region):
-    with pytest.raises(TypeError, match="attacks a box .* got (a ball of p = 1|tuple)"):
+    with pytest.raises(TypeError, match="attacks a box .* got (a ball of p = 3|tuple)"):
         attacks.pgd(wavy, steps=1, step_size=0.1)(KEY, region, 0)
 
 
@@ -181,6 +181,10 @@ CLIPPED_BALLS = {
     "clipped": jaxbound.l2_ball(X, 0.5, clip=(0.0, 1.0)),
     "centre outside the clip box": jaxbound.l2_ball(jnp.linspace(-0.1, 1.1, 6).reshape(2, 3), 0.2, clip=(0.0, 1.0)),
 }
+L1_BALLS, CLIPPED_L1_BALLS = (
+    {name: jaxbound.Ball(ball.center, 2 * ball.radius, 1, ball.clip) for name, ball in balls.items()}
+    for balls in (BALLS, CLIPPED_BALLS)
+)
 BOXES = {
     "box": jaxbound.Ball(X, jnp.full((2, 3), 0.3), np.inf),
     "fixed sides": jaxbound.Ball(jnp.full((2, 3), 0.1), jnp.array([[0, 0.3, 1.0], [1e-9, 0, 3]]), np.inf),
@@ -202,7 +206,7 @@ def all_in_their_set(fn, balls):
     return inside(stacked, jax.random.split(KEY, 8), jnp.array([1e-3, 100.0])).all(axis=(1, 2))
 
 
-@pytest.mark.parametrize("balls", [BALLS, CLIPPED_BALLS, BOXES])
+@pytest.mark.parametrize("balls", [BALLS, CLIPPED_BALLS, L1_BALLS, CLIPPED_L1_BALLS, BOXES])
 def test_the_result_is_in_the_ball(balls):
     np.testing.assert_array_equal(all_in_their_set(wavy, balls), True, str(list(balls)))
 
@@ -221,6 +225,17 @@ def test_exact_on_a_linear_margin_in_a_ball(name, scale):
     worst = region.center + region.radius**2 * gradient / jnp.linalg.norm(region.radius * gradient)
     margins = [float(attacks.margin(linear(x)[:2], 0)) for x in (attack(KEY, region, 0), worst)]
     np.testing.assert_allclose(*margins, rtol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["ball", "ellipsoid"])
+def test_exact_on_a_linear_margin_in_an_l1_ball(name):
+    """The worst input is the corner along the axis on which the margin rises most."""
+    region = L1_BALLS[name]
+    attack = attacks.pgd(lambda x: linear(x)[:2], objective=attacks.margin, steps=60, step_size=1.0)
+    rise = region.radius * jax.grad(lambda x: linear(x)[1] - linear(x)[0])(region.center)
+    center, worst = float(attacks.margin(linear(region.center)[:2], 0)), float(jnp.max(jnp.abs(rise)))
+    found = float(attacks.margin(linear(attack(KEY, region, 0))[:2], 0))
+    np.testing.assert_allclose(found, center + worst, rtol=1e-3)
 
 
 def test_a_step_in_a_ball_has_this_length():

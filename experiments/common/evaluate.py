@@ -106,6 +106,11 @@ def radius_finder(check: Check, *, halvings: int) -> Callable[[Any, Split, Any],
     return radii
 
 
+def largest_radius(config: Config) -> float:
+    """Where the search for certified radii begins: all pixels of an l_inf ball, a multiple of what training was for."""
+    return 1.0 if config.norm == "inf" else max(1.0, 4 * config.radius)
+
+
 def images_of(examples: Split, config: Config) -> jax.Array:
     """The images as the network sees them in an evaluation."""
     return pixels(augment.RECIPES[config.augmentation].test(examples.images))
@@ -186,7 +191,7 @@ def attacked_logits(network: Network, config: Config) -> Callable[..., jax.Array
             functools.partial(network.apply, variables),
             objective=attacks.margin,
             steps=config.pgd_steps,
-            step_size=config.pgd_step_size,
+            step_size=config.pgd_step_size or 2.5 * radius / max(1, config.pgd_steps),
             restarts=config.pgd_restarts,
         )
         sets = jax.vmap(lambda image: region(image, radius, config))(images_of(examples, config))
@@ -307,10 +312,10 @@ class Evaluation:
         return [percent_failing(self._verifies(self._methods[0], variables, radius)) for radius in radii]
 
     def certified_radii(self, variables: Any, chosen: Sequence[int], *, halvings: int = 12) -> np.ndarray:
-        """The largest radius in [0, 1] that the cheapest method verifies, for a few examples; 0 where none."""
+        """The largest radius that the cheapest method verifies, for a few examples; 0 where none."""
         examples = Split(*(leaf[np.asarray(chosen)] for leaf in self._examples.split))
         finder = radius_finder(self._methods[0].check, halvings=halvings)
-        return fetch(finder(variables, examples, 1.0))
+        return fetch(finder(variables, examples, largest_radius(self._config)))
 
     def attacked(self, variables: Any, radii: Iterable[float], *, size: int) -> list[float]:
         """The error under attack at each radius, of the first so many examples."""

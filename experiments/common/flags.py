@@ -121,7 +121,9 @@ class Config:
     crown_chunk: int = _flag(512, "rows that crown bounds at a time, which sets its memory", at_least=1)
     pgd_steps: int = _flag(40, "steps of the attack", at_least=0)
     pgd_restarts: int = _flag(3, "random starts of the attack", at_least=1)
-    pgd_step_size: float = _flag(0.01, "step of the attack, in pixel units", above=0)
+    pgd_step_size: float = _flag(
+        0.0, "step of the attack, in pixel units; 0: such that the steps together are 2.5 times the radius", at_least=0
+    )
 
     def __post_init__(self):
         """Raises UserError for the first value outside its limits."""
@@ -134,6 +136,8 @@ class Config:
                 raise UserError(f"--{name} is empty: give at least one")
         if self.slope_end >= 0 and self.activation != "leaky_ramp":
             raise UserError(f"--slope_end={self.slope_end} changes a slope that only --activation=leaky_ramp has")
+        if self.regularization and self.norm != "inf":
+            raise UserError(f"--regularization compares bounds with the width of a box, not with --norm={self.norm}")
         if self.warmup_epochs + self.ramp_epochs > self.epochs > 0:
             raise UserError(
                 f"the ramp is longer than the run: --warmup_epochs={self.warmup_epochs} and "
@@ -208,6 +212,9 @@ class GlobalConfig(MixedConfig):
             values = getattr(self, name)
             if values and len(values) != self.radii:
                 raise UserError(f"--{name} has {len(values)} values for --radii={self.radii}: give one for each radius")
+        if list(self.radius_shares) != sorted(set(self.radius_shares)):
+            shares = ",".join(map(str, self.radius_shares))
+            raise UserError(f"--radius_shares={shares} must increase strictly: the smallest radius comes first")
         try:
             self.radius_weights()
         except ValueError as error:

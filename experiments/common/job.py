@@ -127,6 +127,8 @@ def finished(workdir: pathlib.Path, **changes: Any) -> tuple[Job, list[train.Tra
     job = make(program.NAME, program.BOUND, type(program.DEFAULTS)(**{**flags, **here, **changes}))
     with contextlib.closing(store(job)) as found:
         states = train.members(found.restore(job.state, step=found.step(), must_match=("model",)))
+    if (step := train.steps_taken(states[0])) < job.recipe.total_steps:
+        print(f"warning: {workdir} has stopped at step {step} of {job.recipe.total_steps}", file=sys.stderr)
     return job, [as_evaluated(job, state) for state in states]
 
 
@@ -142,6 +144,8 @@ def as_evaluated(job: Job, state: train.TrainState) -> train.TrainState:
 
 
 def _network(config: Config, dataset: data.Dataset, seed: int) -> models.Network:
+    if config.normalize and dataset.mean is None:
+        raise UserError(f"--normalize: there is no usual mean and deviation of the pixels of --dataset={dataset.name}")
     normalization = {"mean": dataset.mean, "std": dataset.std} if config.normalize else {}
     return models.create(
         config.model,

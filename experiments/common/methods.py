@@ -136,6 +136,9 @@ def make(network: Network, config: Config, bound: Bound) -> Method:
         natural, clean = cross_entropy(logits, batch.labels), error(logits, batch.labels)
         # The bounds take the batch's statistics as they are: one forward pass makes them, nothing else moves them.
         fixed = {**variables, "batch_stats": stats} if stats else variables
+        if config.stability or not _known(knobs.regularization, 0):
+            # The regularisers' layers and boxes are those of the same radius, which the loss takes with them.
+            knobs = knobs._replace(radius=jnp.maximum(knobs.radius, SMALLEST_RADIUS))
         if _known(knobs.kappa, 1):
             loss, verified, layers = natural, clean, None
         else:
@@ -155,8 +158,7 @@ def _penalty(
     total = config.l1 * regularizers.l1(variables["params"]) if config.l1 else 0.0
     if _known(knobs.regularization, 0) and not config.stability:
         return total
-    radius = jnp.maximum(knobs.radius, SMALLEST_RADIUS)
-    boxes = jax.vmap(lambda image: region(image, radius, config))(batch.images)
+    boxes = jax.vmap(lambda image: region(image, knobs.radius, config))(batch.images)
     if not layers:
         layers = jax.vmap(functools.partial(jaxbound.layer_bounds(network.apply), variables))(boxes)
     if config.stability:

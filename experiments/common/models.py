@@ -115,14 +115,15 @@ MODELS: dict[str, nets.Net] = {
     "wide_resnet8": nets.ResNet(blocks=_WIDE_RESNET8, dense=(512,)),
     "resnext": nets.ResNet(stem=Conv(64, 3, 1, 1), blocks=_RESNEXT, dense=(512,)),
 }
-WITH_BATCH_NORM = frozenset({"cnn7_bn", "cnn_small_bn", "wide_resnet8", "resnext"})
+WITH_BATCH_NORM = frozenset({"wide_resnet8", "resnext"})  # and all whose name ends with _bn
 WITH_STRIDE_ON_LARGE_IMAGES = frozenset({"cnn7", "cnn7_bn"})
 LARGE = 56  # TinyImageNet's images are 64 pixels wide, cropped ones 56
 
-# The families of Zhang et al. 2020 (arXiv:1906.06316): convolutions of 4w and 8w channels, dense layers of width l.
+# The families of Zhang et al. 2020 (arXiv:1906.06316): convolutions of 4w and 8w channels, dense layers of width l, and
+# batch norm where the name ends with _bn.
 _FAMILIES = re.compile(
-    r"(?P<layers>[24])layer_w(?P<width>\d+)_l(?P<dense>\d+)"
-    r"|(?P<three>3)layer_k(?P<kernel>[35])_w(?P<width3>\d+)(_l(?P<dense3>\d+))?"
+    r"((?P<layers>[24])layer_w(?P<width>\d+)_l(?P<dense>\d+)"
+    r"|(?P<three>3)layer_k(?P<kernel>[35])_w(?P<width3>\d+)(_l(?P<dense3>\d+))?)(_bn)?"
 )
 
 # The sets that its figures are averages over. In `mnist_medium` the published list names the first network twice.
@@ -213,7 +214,7 @@ def create(
         residual_kernel=residual_kernel,
         last_kernel=last_kernel,
         bias=torch_uniform,
-        norms=name in WITH_BATCH_NORM,
+        norms=name in WITH_BATCH_NORM or name.endswith("_bn"),
     )
     model = architecture(name, shape).clone(num_classes=num_classes, style=style)
 

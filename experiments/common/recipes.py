@@ -120,10 +120,15 @@ def _start_ramps(network: models.Network, config: Config, placement: Placement) 
 
 
 def evaluation_batches(config: Config, examples: data.Split, placement: Placement) -> Iterator[jax.Array]:
-    """Batches of training images as an evaluation sees them; the last one is left out where it is not full."""
+    """Batches of training images as an evaluation sees them; the last one is left out where it is not full.
+
+    They are drawn as in training: neighbours in a file are often alike, and batch statistics then differ from batch to
+    batch more than those that the network was trained with.
+    """
     crop, size = augment.RECIPES[config.augmentation].test, config.batch_size
+    order = np.random.default_rng(config.seed).permutation(examples.size)
     for start in range(0, examples.size - size + 1, size):
-        yield train.pixels(crop(placement.take(examples, np.arange(start, start + size)).images))
+        yield train.pixels(crop(placement.take(examples, order[start : start + size]).images))
 
 
 def _settle(config: Config) -> Callable[[jax.Array, Any], Any]:

@@ -13,7 +13,7 @@ import numpy as np
 import tqdm
 from absl import app
 
-from experiments.common import checkpoints, flags, metrics, processes, profile, recipes, report, train
+from experiments.common import checkpoints, flags, memory, metrics, processes, profile, recipes, report, train
 from experiments.common import job as jobs
 from experiments.common.errors import one_line, refuse_arguments
 from experiments.common.files import writable_folder
@@ -37,6 +37,7 @@ def main(name: str, make_bound: MakeBound, defaults: Config) -> None:
         with one_line(name):
             refuse_arguments(argv)
             config = flags.read(defaults)
+            memory.keep_freed()
             processes.start(config)
             run(name, make_bound, config)
 
@@ -94,7 +95,8 @@ def _chosen(store: checkpoints.Checkpoints, state: train.TrainState, config: Con
         raise checkpoints.CheckpointError(
             f"--workdir={config.workdir} has no {config.eval_checkpoint} checkpoint: train first, without --eval_only"
         )
-    return store.restore(state, step=step, must_match=("model",))
+    must_match = ("dataset", "model", "activation", "normalize", "augmentation")  # what the network is
+    return store.restore(state, step=step, must_match=must_match)
 
 
 @contextlib.contextmanager

@@ -210,7 +210,8 @@ def population_statistics(statistics_of_batches: Iterable[Any]) -> Any:
     Exact where all batches have the same size: the mean is the mean of the means, and the variance is the mean of the
     variances plus the variance of the means (the plain average of the variances, which is often used instead, leaves
     out the second part). Exact, that is, for these activations: behind another batch normalisation they are those of
-    batches normalised each by its own statistics.
+    batches normalised each by its own statistics. So draw the batches at random, as in training: in batches of
+    neighbours that are alike, such as images of one writer or one class, they may be far from what the network sees.
 
     Args:
       statistics_of_batches: what `batch_statistics` returned for every batch; read once, so a generator will do.

@@ -21,6 +21,9 @@ def test_the_largest_rise(errors, expected):
 def test_the_slope_behind_the_training_radius():
     curve = drawdown.Curve("run", 0.2, 1.0, [10.0, 20.0, 40.0], [0.0] * 3, 1)
     assert drawdown.slope(curve, [0.1, 0.2, 0.3]) == pytest.approx(20 / 10)
+    assert drawdown.slope(curve._replace(training=0.05), [0.1, 0.2, 0.3]) is None
+    assert drawdown.slope(curve._replace(training=0.21), [0.1, 0.2, 0.3]) is None
+    assert drawdown.table([curve._replace(training=0.3)], [0.1, 0.2, 0.3]).endswith("| - |")
 
 
 def test_runs_side_by_side(tiny, tmp_path):

@@ -33,7 +33,7 @@ def evaluation(split=SPLIT, **changes):
 
 @pytest.mark.parametrize("radius", [0.01, 0.1, 0.25, 0.45])
 def test_errors_of_a_linear_network_are_exact(radius):
-    full = evaluation(eval_radii=(radius,), pgd_steps=20, pgd_step_size=0.1).full(PARAMS)
+    full = evaluation(eval_radii=(radius,), pgd_steps=20).full(PARAMS)
     assert full["clean_error"] == pytest.approx(100 * np.mean(RADII == 0), abs=1e-3)
     exact = pytest.approx(100 * np.mean(RADII <= radius), abs=1e-3)
     assert full["pgd_error"] == exact
@@ -43,6 +43,8 @@ def test_errors_of_a_linear_network_are_exact(radius):
 def test_certified_radii():
     found = evaluation().certified_radii(PARAMS, range(6), halvings=12)
     np.testing.assert_allclose(found, RADII, atol=1e-3)
+    assert evaluate.largest_radius(config("unused", radius=0.3)) == 1.0
+    assert evaluate.largest_radius(config("unused", radius=1.58, norm="2")) > 1.58
 
 
 def test_curve_is_monotone_and_begins_at_the_clean_error():
@@ -165,7 +167,7 @@ def test_other_norms(norm):
 
 
 def test_attacked_errors():
-    subject = evaluation(pgd_steps=20, pgd_step_size=0.1)
+    subject = evaluation(pgd_steps=20)
     errors = subject.attacked(PARAMS, [0.1, 0.25], size=4)
     assert errors == [pytest.approx(100 * np.mean(RADII[:4] <= radius)) for radius in (0.1, 0.25)]
 

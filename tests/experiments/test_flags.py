@@ -94,11 +94,12 @@ def test_the_published_recipe():
         ("--epochs=-1", UserError, "--epochs=-1 is too small: it must be at least 0"),
         ("--batch_size=0", UserError, "--batch_size=0 is too small: it must be at least 1"),
         ("--kappa_end=1.5", UserError, "--kappa_end=1.5 is too large: it must be at most 1"),
+        (("--norm=2", "--regularization=0.5"), UserError, "--regularization compares .*, not with --norm=2"),
     ],
 )
 def test_a_bad_value_is_named(argument, error, message):
     with pytest.raises(error, match=message):
-        parse(argument)
+        parse(*((argument,) if isinstance(argument, str) else argument))
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,7 @@ def test_a_bad_value_is_named(argument, error, message):
         ("--weight_list=0.1,0.2,0.3,0.4", "--weight_list=0.1,0.2,0.3,0.4: .*decreas"),
         ("--weight_list=0.4,0.3,0.2,0.05", "--weight_list=0.4,0.3,0.2,0.05: .*sum"),
         ("--radius_shares=0.5,1", "--radius_shares has 2 values for --radii=4"),
+        ("--radius_shares=0.25,0.5,1,0.75", "--radius_shares=0.25,0.5,1.0,0.75 must increase strictly"),
     ],
 )
 def test_a_bad_value_of_global_training_is_named(argument, message):

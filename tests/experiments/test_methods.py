@@ -157,6 +157,12 @@ def test_regularisers_of_the_warm_up_look_at_a_tiny_radius(network, batch):
     assert np.isfinite(found) and found > loss(network, batch, kappa=1, radius=0.0)[0]
 
 
+@pytest.mark.parametrize("kappa", [1, 0.5])
+def test_regularisers_do_not_change_below_the_smallest_radius(network, batch, kappa):
+    found = [loss(network, batch, kappa=kappa, radius=r, regularization=0.5)[0] for r in (0.0, 1e-8, 1e-6)]
+    assert found == [near(found[-1])] * 3
+
+
 def test_bounds_take_the_batch_statistics(batch):
     """The loss is that of the network whose running averages are this batch's statistics."""
     network = models.create("cnn_small_bn", shape=(12, 12, 1), num_classes=CLASSES, seed=0)

@@ -205,6 +205,8 @@ def test_a_checkpoint_of_another_model(tiny, uninterrupted):
         tiny_runs.train(uninterrupted, model="kw")
     with pytest.raises(checkpoints.CheckpointError, match="--model=mlp, not kw"):
         tiny_runs.train(uninterrupted, model="kw", eval_only=True)
+    with pytest.raises(checkpoints.CheckpointError, match="--activation=relu, not leaky"):
+        tiny_runs.train(uninterrupted, activation="leaky", eval_only=True)
 
 
 def test_a_checkpoint_of_other_flags(tiny, uninterrupted):

@@ -40,6 +40,7 @@ SIZES = {
     ),
     "2layer_w1_l128": (8 * 7 * 7, 68 + 520 + 50_304 + 1290),
     "4layer_w1_l256": (8 * 7 * 7, 40 + 260 + 296 + 1032 + 100_608 + 65_792 + 2570),
+    "4layer_w1_l256_bn": (8 * 7 * 7, 40 + 260 + 296 + 1032 + 100_608 + 65_792 + 2570 + 2 * (4 + 4 + 8 + 8 + 512)),
     "3layer_k3_w1": (8 * 7 * 7, 40 + 296 + 1032 + 25_152 + 650),
     "3layer_k5_w1": (8 * 6 * 6, 104 + 808 + 1032 + 18_496 + 650),
     "3layer_k5_w2_l32": (16 * 6 * 6, 208 + 3216 + 4112 + 18_464 + 330),
@@ -89,7 +90,8 @@ def test_names():
     assert {*models.MODELS, *(name for names in sets.values() for name in names)} == set(models.NAMES)
     assert len(set(models.NAMES)) == len(models.NAMES)
     assert all(map(models.is_model, models.NAMES))
-    for wrong in ("", "dm", "2layer_w1", "3layer_k4_w1", "4layer_w1_l256x", "5layer_w1_l1", "3layer_w1_l1"):
+    families = ("2layer_w1", "2layer_w1_bn", "3layer_k4_w1", "4layer_w1_l256x", "5layer_w1_l1", "3layer_w1_l1")
+    for wrong in ("", "dm", *families):
         assert not models.is_model(wrong)
         with pytest.raises(ValueError, match=f"there is no model '{wrong}': choose one of dm_small, .* 3layer_k3"):
             models.architecture(wrong, MNIST)
@@ -111,7 +113,7 @@ def test_one_example_is_a_row_of_a_batch(name):
     np.testing.assert_allclose(apply(network.variables, batch[1, 2]), together[1, 2], rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", sorted(models.WITH_BATCH_NORM))
+@pytest.mark.parametrize("name", [*sorted(models.WITH_BATCH_NORM), "cnn7_bn", "cnn_small_bn", "2layer_w1_l16_bn"])
 def test_training_returns_the_statistics_of_every_batch_norm(name):
     def train():
         network = make(name, (12, 12, 1))
@@ -205,7 +207,7 @@ def test_leaky():
     "name, activation, bound",
     [
         ("cnn_small_bn", "relu", jaxbound.crown_ibp),
-        ("resnext", "relu", jaxbound.ibp),
+        pytest.param("resnext", "relu", jaxbound.ibp, marks=pytest.mark.slow(reason="compiles a deep network")),
         ("kw", "leaky", jaxbound.ibp),
         ("kw", "ramp", jaxbound.ibp),
         ("kw", "leaky_ramp", jaxbound.crown_ibp),

@@ -1,12 +1,14 @@
 """Every program trains on tiny data, from its own defaults but for what makes it small."""
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 
 from experiments import cifar10_crown_ibp, cifar10_ibp, mnist_crown_ibp, mnist_global, mnist_ibp, tinyimagenet_ibp
-from experiments.common import job, metrics
+from experiments.common import data, job, metrics
+from experiments.common.errors import UserError
 from tests.experiments import tiny_runs
 
 VARIANTS = {
@@ -112,3 +114,10 @@ def test_interval_bounds_are_not_asked_of_what_linear_bounds_trained(tiny, tmp_p
 def test_radii_beyond_the_training_radius_are_said(tiny, tmp_path):
     results = tiny_runs.train(tmp_path, max_steps=2, eval_size=10, eval_radii=(0.02, 0.03))
     assert results["radii_above_training"] == [0.03]
+
+
+def test_pixels_that_nobody_normalises(monkeypatch, tmp_path):
+    dataset = dataclasses.replace(tiny_runs.make_dataset(), mean=None, std=None)
+    monkeypatch.setattr(data, "load", lambda *_: dataset)
+    with pytest.raises(UserError, match="--normalize: there is no usual mean .* of --dataset=mnist_5k"):
+        tiny_runs.train(tmp_path, normalize=True, dataset="mnist_5k")

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from experiments.common import models, placement, recipes
+from experiments.common.data import Split
 from experiments.common.flags import Config, CrownConfig
 
 EPOCH = 10  # steps
@@ -81,19 +82,26 @@ def ramps():
     return models.create("mlp", shape=(4, 4, 1), num_classes=3, seed=0, activation="leaky_ramp")
 
 
+def test_batches_of_an_evaluation_are_alike_however_the_file_is_sorted():
+    images = np.repeat(np.arange(205, dtype=np.uint8), 16).reshape(205, 4, 4, 1)
+    config, where = Config(epochs=60, batch_size=40), placement.make("data:2")
+    batches = np.stack(list(recipes.evaluation_batches(config, Split(images, np.zeros(205, np.int32)), where)))
+    assert batches.shape == (5, 40, 4, 4, 1)
+    assert len(np.unique(batches)) == 200
+    np.testing.assert_allclose(batches.mean(axis=(1, 2, 3, 4)), images.mean() / 255, atol=0.1)
+
+
 def tops(variables):
     return [leaf for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"]) if "top" in str(path[-1])]
 
 
 def test_ramps_start_at_mean_activations_and_stay_positive(ramps):
-    from experiments.common.data import Split
-
     config = Config(epochs=60, activation="leaky_ramp", batch_size=4)
     made = recipe(ramps, config)
     assert all(np.isinf(top).all() for top in tops(ramps.variables))
-    images = np.random.default_rng(0).integers(0, 256, (9, 4, 4, 1), np.uint8)
-    started = made.phases[1].enter(ramps.variables, Split(images, np.zeros(9, np.int32)))
-    hidden = images[:8].reshape(8, -1) / 255 @ started["params"]["Dense_0"]["kernel"]
+    images = np.random.default_rng(0).integers(0, 256, (8, 4, 4, 1), np.uint8)
+    started = made.phases[1].enter(ramps.variables, Split(images, np.zeros(8, np.int32)))
+    hidden = images.reshape(8, -1) / 255 @ started["params"]["Dense_0"]["kernel"]
     hidden += started["params"]["Dense_0"]["bias"]
     mean = jnp.where(hidden > 0, hidden, 0.01 * hidden).mean(axis=0)
     np.testing.assert_allclose(tops(started)[0], np.maximum(mean, 1e-4), rtol=1e-5, atol=1e-6)

@@ -22,7 +22,7 @@ def make_dataset(train=160, test=40, seed=0):
         noisy = 255 * np.clip(0.8 * prototypes[labels] + rng.uniform(0, 0.2, (size, *SHAPE)), 0, 1)
         return data.Split(noisy.astype(np.uint8), labels)
 
-    return data.Dataset("mnist_5k", train=split(train), test=split(test))
+    return data.Dataset("mnist_5k", train=split(train), test=split(test), mean=(0.5,), std=(0.5,))
 
 
 def config(workdir, program=mnist_ibp, **changes):

@@ -103,7 +103,7 @@ def test_planes_are_tangent_on_a_small_box(fn, double):
     np.testing.assert_allclose(lower.coeffs @ x + lower.bias, upper.coeffs @ x + upper.bias, atol=1e-8)
 
 
-@pytest.mark.parametrize("fn", [layer_norm, rms_norm])
+@pytest.mark.parametrize("fn", [layer_norm, pytest.param(rms_norm, marks=pytest.mark.slow(reason="a variant"))])
 def test_finite_and_sound_at_any_size_and_offset(fn, precision):
     bound = jax.jit(jaxbound.crown_ibp(lambda x: fn(x, 1e-6)))
     gradient = jax.jit(jax.grad(lambda box: sum(jnp.sum(v) for v in jaxbound.crown_ibp(lambda x: fn(x, 1e-6))(box))))
