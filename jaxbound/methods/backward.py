@@ -155,7 +155,7 @@ def check_beta(beta: Any) -> None:
     """Raises on a weight that is known to be invalid."""
     if np.ndim(beta):
         raise ValueError(f"beta must be one number, got the shape {list(np.shape(beta))}; batches go through jax.vmap")
-    if not isinstance(beta, Tracer) and not 0 <= beta <= 1:
+    if not isinstance(beta, Tracer) and not 0 <= np.asarray(beta) <= 1:
         raise ValueError(f"beta, the weight of CROWN-IBP, must lie in [0, 1], got {beta}")
 
 

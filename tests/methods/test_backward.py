@@ -186,6 +186,14 @@ def test_known_betas_give_what_traced_ones_give(spec):
         jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), found, expected)
 
 
+def test_an_array_that_a_compiled_function_closes_over_is_a_known_beta():
+    box, beta, outside = soundness.boxes(4)[1], jnp.array(0.25), jnp.array(1.25)
+    found = jax.jit(lambda box: jaxbound.crown_ibp(network, beta=beta)(box))(box)
+    jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), found, mixtures(0.25, box, spec=False)[0])
+    with pytest.raises(ValueError, match="beta"):
+        jax.jit(lambda box: jaxbound.crown_ibp(network, beta=outside)(box))(box)
+
+
 def test_beta_of_zero_asks_for_no_lines_and_one_for_no_elision():
     def refuse(x, slope=0.0, top=None):
         raise AssertionError("a line was asked for")
