@@ -2,7 +2,9 @@
 
     python -m experiments.drawdown --runs=runs/mnist_global_base,runs/mnist_global_arithmetic --out=runs/drawdown
 
-writes `drawdown.png`, `drawdown.json` and a table. A run's seeds (folders `seed_N`, or side by side) are averaged.
+writes `drawdown.png`, `drawdown.json` and a table. A run's seeds (folders `seed_N`, or side by side) are averaged. What
+is measured of a run stays beside its results as `curve.json`, and is not measured again: a comparison that was broken
+off goes on, and one whose weights are gone can still be drawn (`--runs=experiments/results/NAME,...`).
 
 References:
   Liang et al. 2023, Frontiers of Information Technology and Electronic Engineering 24(10): the drawdown risk. Its
@@ -18,10 +20,11 @@ import matplotlib.figure
 import numpy as np
 from absl import app, flags
 
-from experiments.common import data, job, report
+from experiments.common import checkpoints, data, job, report
 from experiments.common.errors import UserError, one_line, refuse_arguments
 from experiments.common.files import replace_text, writable_folder
-from experiments.common.flags import Config
+
+FILE = "curve.json"
 
 
 class Curve(NamedTuple):
@@ -34,6 +37,7 @@ class Curve(NamedTuple):
       verified: by IBP, one for each radius.
       attacked: by PGD, one for each radius.
       seeds: how many.
+      device: what measured them.
     """
 
     name: str
@@ -42,6 +46,7 @@ class Curve(NamedTuple):
     verified: list[float]
     attacked: list[float]
     seeds: int
+    device: dict[str, Any]
 
 
 def drawdown(errors: Sequence[float]) -> float:
@@ -71,20 +76,41 @@ def measure(folder: pathlib.Path, radii: Sequence[float], *, attacked: int, **ch
       attacked: how many test examples are attacked.
       **changes: of the run's flags.
     """
-    found = sorted(path.parent for path in folder.glob("**/checkpoints"))
+    found = sorted({path.parent for name in ("checkpoints", FILE) for path in folder.glob(f"**/{name}")})
     if not found:
         raise UserError(f"{folder} holds no run: give the --workdir of one that was trained")
-    rows = []
-    for workdir in found:
-        this, states = job.finished(workdir, **changes)
-        for state in states:
-            evaluation, variables = this.evaluation, state.variables
-            verified = evaluation.curve(variables, radii)
-            survived = evaluation.attacked(variables, radii, size=attacked)
-            rows.append((evaluation.clean_error(variables), verified, survived))
-    clean, verified, survived = (np.mean([row[k] for row in rows], axis=0) for k in range(3))
-    config: Config = this.config
-    return Curve(folder.name, config.radius, float(clean), verified.tolist(), survived.tolist(), len(rows))
+    parts = [_errors(workdir, radii, attacked=attacked, **changes) for workdir in found]
+    seeds = [row for part in parts for row in part["seeds"]]
+    clean, verified, survived = (np.mean([row[k] for row in seeds], axis=0) for k in ("clean", "verified", "attacked"))
+    figures = float(clean), verified.tolist(), survived.tolist(), len(seeds)
+    return Curve(folder.name, parts[0]["training"], *figures, parts[0]["device"])
+
+
+def _errors(workdir: pathlib.Path, radii: Sequence[float], *, attacked: int, **changes: Any) -> dict[str, Any]:
+    """The errors of the seeds in one folder: those measured before, where the same was asked of the same weights."""
+    path, step = workdir / FILE, checkpoints.last_step(workdir / "checkpoints")
+    settings = {name: value for name, value in changes.items() if name != "data_dir"}
+    asked = json.loads(json.dumps({"radii": radii, "attacked": attacked, **settings}))
+    saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    if saved and saved["asked"] == asked and step in (None, saved["step"]):
+        return saved
+    if step is None:
+        raise UserError(
+            f"{path} was measured with {saved['asked']}, not with {asked}, and the weights that it is of are not here: "
+            "give the same flags, or the --workdir that was trained in"
+        )
+    this, states = job.finished(workdir, **changes)
+    seeds = [
+        {
+            "clean": this.evaluation.clean_error(state.variables),
+            "verified": this.evaluation.curve(state.variables, radii),
+            "attacked": this.evaluation.attacked(state.variables, radii, size=attacked),
+        }
+        for state in states
+    ]
+    found = {"asked": asked, "step": step, "training": this.config.radius, "seeds": seeds, "device": report.device()}
+    replace_text(path, json.dumps(found, indent=2) + "\n")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def table(curves: Sequence[Curve], radii: Sequence[float]) -> str:
@@ -134,7 +160,7 @@ def compare(
     folder = writable_folder(out)
     changes = {"eval_methods": ("ibp",), "pgd_restarts": 1, "pgd_step_size": 0.0, **changes}  # the same for all runs
     curves = [measure(pathlib.Path(run), radii, attacked=attacked, **changes) for run in runs]
-    content = {"radii": radii, "device": report.device(), "curves": [curve._asdict() for curve in curves]}
+    content = {"radii": radii, "curves": [curve._asdict() for curve in curves]}
     replace_text(folder / "drawdown.json", json.dumps(content, indent=2) + "\n")
     draw(folder / "drawdown.png", curves, radii)
     return curves

@@ -15,13 +15,14 @@ from typing import Any
 
 from absl import app, flags
 
+from experiments import drawdown
 from experiments.common.errors import one_line, refuse_arguments
 from experiments.common.files import replace_text
 from experiments.common.published import ROWS, Row
 
 HERE = pathlib.Path(__file__).parent
 BEGIN, END = "<!-- results: python -m experiments.results -->", "<!-- end of results -->"
-FILES = ("results.json", "*.png")
+FILES = ("results.json", drawdown.FILE, "*.png")
 HEADER = ("paper", "row", "radius", "published", "ours", "difference", "seeds", "machine", "minutes", "flagfile")
 
 
@@ -38,7 +39,7 @@ def collect(runs: pathlib.Path, results: pathlib.Path, names: Iterable[str]) -> 
     """
     found = []
     for name in names:
-        for source in sorted(path.parent for path in (runs / name).glob("**/results.json")):
+        for source in sorted({path.parent for file in FILES[:2] for path in (runs / name).glob(f"**/{file}")}):
             target = results / name / source.relative_to(runs / name)
             target.mkdir(parents=True, exist_ok=True)
             for file in (file for pattern in FILES for file in source.glob(pattern)):

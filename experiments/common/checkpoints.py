@@ -145,18 +145,24 @@ class Checkpoints:
             ) from error
 
 
+def last_step(folder: pathlib.Path) -> int | None:
+    """The step of the last checkpoint in a folder; None where there is none, or no such folder."""
+    if not folder.is_dir():
+        return None
+    with contextlib.closing(Checkpoints(folder, {})) as found:
+        return found.step()
+
+
 def saved_run(folder: pathlib.Path) -> dict[str, Any]:
     """What defines the run whose checkpoints are in a folder.
 
     Raises:
       CheckpointError: there is none.
     """
-    if not folder.is_dir():
+    step = last_step(folder)
+    if step is None:
         raise CheckpointError(f"{folder} holds no checkpoint: name the --workdir of a run that was trained")
     with contextlib.closing(Checkpoints(folder, {})) as found:
-        step = found.step()
-        if step is None:
-            raise CheckpointError(f"{folder} holds no checkpoint: name the --workdir of a run that was trained")
         return found.run(step)
 
 

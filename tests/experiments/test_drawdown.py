@@ -19,7 +19,7 @@ def test_the_largest_rise(errors, expected):
 
 
 def test_the_slope_behind_the_training_radius():
-    curve = drawdown.Curve("run", 0.2, 1.0, [10.0, 20.0, 40.0], [0.0] * 3, 1)
+    curve = drawdown.Curve("run", 0.2, 1.0, [10.0, 20.0, 40.0], [0.0] * 3, 1, {})
     assert drawdown.slope(curve, [0.1, 0.2, 0.3]) == pytest.approx(20 / 10)
     assert drawdown.slope(curve._replace(training=0.05), [0.1, 0.2, 0.3]) is None
     assert drawdown.slope(curve._replace(training=0.21), [0.1, 0.2, 0.3]) is None
@@ -40,6 +40,27 @@ def test_runs_side_by_side(tiny, tmp_path):
         assert curve["verified"] == sorted(curve["verified"])
     assert (tmp_path / "out" / "drawdown.png").read_bytes().startswith(b"\x89PNG")
     assert "| base | 2 |" in drawdown.table(curves, options["radii"])
+
+
+def test_what_was_measured_is_not_measured_again(tiny, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    tiny_runs.train(run, mnist_global, radii=1, max_steps=5, eval_size=10)
+    options = {"attacked": 10, "pgd_steps": 2, "eval_size": 20, "eval_methods": ("ibp",)}
+    first = drawdown.measure(run, [0.01, 0.02], **options)
+    wider = drawdown.measure(run, [0.01, 0.03], **options)
+    assert wider.verified[0] == first.verified[0] and wider.verified[1] >= first.verified[1]
+    kept = (run / drawdown.FILE).read_text()
+
+    tiny_runs.train(run, mnist_global, radii=1, max_steps=8, eval_size=10)  # goes on: other weights
+    assert drawdown.measure(run, [0.01, 0.03], **options).seeds == 1
+    assert json.loads((run / drawdown.FILE).read_text())["step"] == 8 != json.loads(kept)["step"]
+
+    monkeypatch.setattr(drawdown.job, "finished", None)  # nothing is evaluated any more
+    last = drawdown.measure(run, [0.01, 0.03], **options)
+    shutil.rmtree(run / "checkpoints")
+    assert drawdown.measure(run, [0.01, 0.03], **options) == last
+    with pytest.raises(UserError, match="the weights that it is of are not here"):
+        drawdown.measure(run, [0.01, 0.02], **options)
 
 
 def test_a_folder_without_a_run(tmp_path):

@@ -58,6 +58,16 @@ def test_finished_runs_are_taken_over_without_weights(tmp_path):
     assert copied == ["report.png", "results.json"]
 
 
+def test_what_the_drawdown_measured_is_taken_over(tmp_path):
+    run = tmp_path / "runs" / ROW.name
+    write(run / "seed_1")
+    (run / "curve.json").write_text("{}")  # of seeds side by side, whose results lie in their folders
+    taken = results.collect(tmp_path / "runs", tmp_path / "results", [ROW.name])
+    assert taken == [ROW.name, f"{ROW.name}/seed_1"]
+    assert len(results.read(tmp_path / "results", ROW.name)) == 1
+    assert (tmp_path / "results" / ROW.name / "curve.json").exists()
+
+
 def test_the_table_goes_between_its_markers(tmp_path):
     readme = tmp_path / "README.md"
     readme.write_text(f"before\n{results.BEGIN}\nold\n{results.END}\nafter\n")
