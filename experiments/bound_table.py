@@ -116,8 +116,8 @@ def run(workdir: str, *, radius: float, size: int, batch_size: int, data_dir: st
       UserError: mistakes that the user can mend.
     """
     folder = pathlib.Path(workdir)
-    this, states = job.finished(folder, data_dir=data_dir, eval_size=size)
-    content = compare(this, states[0], radius=radius, batch_size=batch_size)
+    this, state = job.finished_first(folder, data_dir=data_dir, eval_size=size)
+    content = compare(this, state, radius=radius, batch_size=batch_size)
     surroundings = {"radius": radius, "examples": this.test.size, "device": report.device()}
     replace_text(folder / "bound_table.json", json.dumps({**surroundings, **content}, indent=2) + "\n")
     return content

@@ -90,7 +90,7 @@ def run(workdir: str, names: Sequence[str], *, halvings: int = 12, **changes: An
       UserError: mistakes that the user can mend.
     """
     folder = pathlib.Path(workdir)
-    this, (state, *_) = job.finished(folder, **changes)
+    this, state = job.finished_first(folder, **changes)
     settings = {**cascade.settings(this, state.step), "halvings": halvings}
     records = Records(folder / "certified_radius.jsonl", settings)
     chosen, methods, radii = cascade.bounds(this, names), {}, {}

@@ -47,7 +47,7 @@ def summary(errors: Mapping[str, float]) -> dict[str, Any]:
 
 
 def train(program: Any, config: flags.Config, names: Sequence[str]) -> dict[str, Any] | None:
-    """Trains, or resumes, all networks of a family; None where a signal stopped it."""
+    """Trains, or resumes, all networks of a family, each the mean of its seeds; None where a signal stopped it."""
     results = {}
     for name in names:
         if processes.is_first():
@@ -56,9 +56,9 @@ def train(program: Any, config: flags.Config, names: Sequence[str]) -> dict[str,
         found = run.run(program.NAME, program.BOUND, dataclasses.replace(config, model=name, workdir=workdir))
         if found is None:
             return None
-        results[name] = found[0]
-    method = next(iter(next(iter(results.values()))["verified_error"]))
-    errors = {name: result["verified_error"][method] for name, result in results.items()}
+        results[name] = found
+    method = next(iter(found[0]["verified_error"]))
+    errors = {name: statistics.mean(seed["verified_error"][method] for seed in each) for name, each in results.items()}
     return {"method": method, "radius": config.eval_radii[0], "errors": errors, **summary(errors)}
 
 

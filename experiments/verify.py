@@ -39,7 +39,7 @@ def run(workdir: str, names: Sequence[str], *, radius: float | None = None, **ch
       UserError: mistakes that the user can mend.
     """
     folder = pathlib.Path(workdir)
-    this, (state, *_) = job.finished(folder, **changes)
+    this, state = job.finished_first(folder, **changes)
     radius = this.config.eval_radii[0] if radius is None else radius
     attack = {name: getattr(this.config, name) for name in ATTACK}
     settings = {**cascade.settings(this, state.step), "radius": radius, **attack}

@@ -132,6 +132,14 @@ def finished(workdir: pathlib.Path, **changes: Any) -> tuple[Job, list[train.Tra
     return job, [as_evaluated(job, state) for state in states]
 
 
+def finished_first(workdir: pathlib.Path, **changes: Any) -> tuple[Job, train.TrainState]:
+    """As `finished`, for programs that evaluate one seed: the first, and a warning where there are others."""
+    job, states = finished(workdir, **changes)
+    if len(states) > 1:
+        print(f"warning: {workdir} holds {len(states)} seeds: seed {job.config.seed} is taken", file=sys.stderr)
+    return job, states[0]
+
+
 def as_evaluated(job: Job, state: train.TrainState) -> train.TrainState:
     """The state with the batch statistics that `--eval_statistics` asks for; without batch norm, the state itself."""
     if "batch_stats" not in state.variables or job.config.eval_statistics == "running":

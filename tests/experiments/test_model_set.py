@@ -12,6 +12,17 @@ def test_summary():
     assert found == {"best": 1.0, "median": 4.0, "worst": 10.0, "best_model": "b", "worst_model": "c"}
 
 
+def test_seeds_of_a_network_are_averaged(tmp_path, monkeypatch):
+    errors = {"mlp": (10.0, 14.0), "kw": (11.0, 11.0)}
+
+    def ran(name, bound, config):
+        return [{"verified_error": {"ibp": error}} for error in errors[config.model]]
+
+    monkeypatch.setattr(model_set.run, "run", ran)
+    content = model_set.train(mnist_crown_ibp, tiny_runs.config(tmp_path, mnist_crown_ibp), ["mlp", "kw"])
+    assert content["errors"] == {"mlp": 12.0, "kw": 11.0} and content["best_model"] == "kw"
+
+
 @pytest.mark.slow(reason="trains two networks")
 def test_a_family_is_trained_one_after_the_other(tiny, tmp_path):
     flags = tiny_runs.config(tmp_path, mnist_crown_ibp, max_steps=8, eval_size=20)

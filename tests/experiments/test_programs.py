@@ -91,7 +91,7 @@ def test_betas_follow_the_radius(tiny, tmp_path):
 
 
 @pytest.mark.slow(reason="trains twice")
-def test_seeds_side_by_side(tiny, tmp_path):
+def test_seeds_side_by_side(tiny, tmp_path, capsys):
     """One program, a folder of results for each seed; the first is that of a run of its own."""
     flags = {"num_seeds": 2, "seed": 5, "max_steps": 12, "eval_size": 20}
     tiny_runs.train(tmp_path / "both", **flags)
@@ -104,6 +104,8 @@ def test_seeds_side_by_side(tiny, tmp_path):
     _, states = job.finished(tmp_path / "both")
     weights = [np.asarray(state.variables["params"]["Dense_0"]["kernel"]) for state in states]
     assert len(weights) == 2 and np.abs(weights[0] - weights[1]).max() > 1e-3
+    assert job.finished_first(tmp_path / "both")[1].seed == 5
+    assert "holds 2 seeds: seed 5 is taken" in capsys.readouterr().err
 
 
 def test_interval_bounds_are_not_asked_of_what_linear_bounds_trained(tiny, tmp_path, capsys):
