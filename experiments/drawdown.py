@@ -124,8 +124,8 @@ def table(curves: Sequence[Curve], radii: Sequence[float]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def draw(path: pathlib.Path, curves: Sequence[Curve], radii: Sequence[float]) -> None:
-    """Draws verified (solid) and attacked (dashed) errors over the radius."""
+def draw(path: pathlib.Path, curves: Sequence[Curve], radii: Sequence[float], *, attacked: int) -> None:
+    """Draws verified (solid) and attacked (dashed) errors over the radius; of how many examples is said."""
     figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, curve in enumerate(curves):
@@ -135,7 +135,7 @@ def draw(path: pathlib.Path, curves: Sequence[Curve], radii: Sequence[float]) ->
     for radius in sorted({curve.training for curve in curves}):
         axes.axvline(radius, color="k", linewidth=0.8, linestyle=":")
     axes.set(xlabel="radius (pixels in [0, 1]); dotted: trained at", ylabel="error (%)", ylim=(0, 100))
-    axes.set_title("verified by IBP (solid) and attacked by PGD (dashed)")
+    axes.set_title(f"verified by IBP (solid); the first {attacked:,} images attacked by PGD (dashed)")
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=110)
 
@@ -162,7 +162,7 @@ def compare(
     curves = [measure(pathlib.Path(run), radii, attacked=attacked, **changes) for run in runs]
     content = {"radii": radii, "curves": [curve._asdict() for curve in curves]}
     replace_text(folder / "drawdown.json", json.dumps(content, indent=2) + "\n")
-    draw(folder / "drawdown.png", curves, radii)
+    draw(folder / "drawdown.png", curves, radii, attacked=attacked)
     return curves
 
 
