@@ -61,6 +61,7 @@ def test_bounds_of_a_linear_piece_are_exact(bound):
         np.testing.assert_allclose(found[name], exact.value, rtol=1e-9, err_msg=name)
 
 
+@pytest.mark.slow(reason="compiles every method; another test runs the command")
 def test_the_table_of_distances(capsys):
     assert milp.main(["--nets=2", "--sizes=3,5,4,3", "--radius=0.4"]) == 0
     out = capsys.readouterr().out
