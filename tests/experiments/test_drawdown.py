@@ -1,5 +1,6 @@
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,25 +43,44 @@ def test_runs_side_by_side(tiny, tmp_path):
     assert "| base | 2 |" in drawdown.table(curves, options["radii"])
 
 
-def test_what_was_measured_is_not_measured_again(tiny, tmp_path, monkeypatch):
-    run = tmp_path / "run"
-    tiny_runs.train(run, mnist_global, radii=1, max_steps=5, eval_size=10)
-    options = {"attacked": 10, "pgd_steps": 2, "eval_size": 20, "eval_methods": ("ibp",)}
-    first = drawdown.measure(run, [0.01, 0.02], **options)
-    wider = drawdown.measure(run, [0.01, 0.03], **options)
-    assert wider.verified[0] == first.verified[0] and wider.verified[1] >= first.verified[1]
-    kept = (run / drawdown.FILE).read_text()
+class Counted:
+    """Takes the place of a run's evaluation, and counts how often it is asked."""
 
-    tiny_runs.train(run, mnist_global, radii=1, max_steps=8, eval_size=10)  # goes on: other weights
-    assert drawdown.measure(run, [0.01, 0.03], **options).seeds == 1
-    assert json.loads((run / drawdown.FILE).read_text())["step"] == 8 != json.loads(kept)["step"]
+    calls = 0
 
-    monkeypatch.setattr(drawdown.job, "finished", None)  # nothing is evaluated any more
-    last = drawdown.measure(run, [0.01, 0.03], **options)
-    shutil.rmtree(run / "checkpoints")
-    assert drawdown.measure(run, [0.01, 0.03], **options) == last
+    def clean_error(self, variables):
+        self.calls += 1
+        return 1.0
+
+    def curve(self, variables, radii):
+        return [100 * radius for radius in radii]
+
+    def attacked(self, variables, radii, *, size):
+        return [size * radius for radius in radii]
+
+
+def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
+    evaluation, step = Counted(), [10]
+    run = SimpleNamespace(evaluation=evaluation, config=SimpleNamespace(radius=0.2))
+    monkeypatch.setattr(drawdown.job, "finished", lambda *_, **__: (run, [SimpleNamespace(variables=None)]))
+    monkeypatch.setattr(drawdown.checkpoints, "last_step", lambda _: step[0])
+    (tmp_path / "checkpoints").mkdir()
+
+    def measured(radii=(0.1, 0.2), **changes):
+        before = evaluation.calls
+        curve = drawdown.measure(tmp_path, radii, **{"attacked": 10, "eval_methods": ("ibp",), **changes})
+        return curve, evaluation.calls - before
+
+    first, calls = measured()
+    assert calls == 1 and (first.verified, first.attacked, first.training) == ([10, 20], [1, 2], 0.2)
+    assert measured() == (first, 0) == measured(data_dir="elsewhere")
+    assert measured((0.1, 0.3))[1] == measured()[1] == measured(attacked=5)[1] == measured()[1] == 1
+    step[0] = 20  # training went on: other weights
+    assert measured() == (first, 1) and measured() == (first, 0)
+    step[0] = None  # the weights are gone
+    assert measured() == (first, 0)
     with pytest.raises(UserError, match="the weights that it is of are not here"):
-        drawdown.measure(run, [0.01, 0.02], **options)
+        measured((0.1, 0.3))
 
 
 def test_a_folder_without_a_run(tmp_path):
