@@ -29,10 +29,11 @@ def test_the_slope_behind_the_training_radius():
 
 def test_runs_side_by_side(tiny, tmp_path):
     tiny_runs.train(tmp_path / "base", mnist_global, radii=1, max_steps=20, eval_size=10)
-    shutil.copytree(tmp_path / "base", tmp_path / "steep")
-    shutil.copytree(tmp_path / "steep", tmp_path / "base" / "seed_1")
     runs = [str(tmp_path / name) for name in ("base", "steep")]
     options = {"radii": [0.01, 0.02, 0.05], "attacked": 20, "pgd_steps": 3, "eval_size": 40}
+    drawdown.compare(runs[:1], str(tmp_path / "out"), **options)
+    shutil.copytree(tmp_path / "base", tmp_path / "steep")  # with what was measured
+    shutil.copytree(tmp_path / "steep", tmp_path / "base" / "seed_1")
     curves = drawdown.compare(runs, str(tmp_path / "out"), **options)
     content = json.loads((tmp_path / "out" / "drawdown.json").read_text())
     base, steep = content["curves"]
