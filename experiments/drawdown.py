@@ -22,9 +22,7 @@ from absl import app, flags
 
 from experiments.common import checkpoints, data, job, report
 from experiments.common.errors import UserError, one_line, refuse_arguments
-from experiments.common.files import replace_text, writable_folder
-
-FILE = "curve.json"
+from experiments.common.files import CURVE, replace_text, writable_folder
 
 
 class Curve(NamedTuple):
@@ -76,7 +74,7 @@ def measure(folder: pathlib.Path, radii: Sequence[float], *, attacked: int, **ch
       attacked: how many test examples are attacked.
       **changes: of the run's flags.
     """
-    found = sorted({path.parent for name in ("checkpoints", FILE) for path in folder.glob(f"**/{name}")})
+    found = sorted({path.parent for name in ("checkpoints", CURVE) for path in folder.glob(f"**/{name}")})
     if not found:
         raise UserError(f"{folder} holds no run: give the --workdir of one that was trained")
     parts = [_errors(workdir, radii, attacked=attacked, **changes) for workdir in found]
@@ -88,13 +86,13 @@ def measure(folder: pathlib.Path, radii: Sequence[float], *, attacked: int, **ch
 
 def _errors(workdir: pathlib.Path, radii: Sequence[float], *, attacked: int, **changes: Any) -> dict[str, Any]:
     """The errors of the seeds in one folder: those measured before, where the same was asked of the same weights."""
-    path, step = workdir / FILE, checkpoints.last_step(workdir / "checkpoints")
+    path, step = workdir / CURVE, checkpoints.last_step(workdir / "checkpoints")
     settings = {name: value for name, value in changes.items() if name != "data_dir"}
     asked = json.loads(json.dumps({"radii": radii, "attacked": attacked, **settings}))
     saved = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
     if saved and saved["asked"] == asked and step in (None, saved["step"]):
         return saved
-    if step is None:
+    if saved and step is None:
         raise UserError(
             f"{path} was measured with {saved['asked']}, not with {asked}, and the weights that it is of are not here: "
             "give the same flags, or the --workdir that was trained in"
@@ -110,7 +108,7 @@ def _errors(workdir: pathlib.Path, radii: Sequence[float], *, attacked: int, **c
     ]
     found = {"asked": asked, "step": step, "training": this.config.radius, "seeds": seeds, "device": report.device()}
     replace_text(path, json.dumps(found, indent=2) + "\n")
-    return json.loads(path.read_text(encoding="utf-8"))
+    return found
 
 
 def table(curves: Sequence[Curve], radii: Sequence[float]) -> str:

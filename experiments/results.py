@@ -15,14 +15,13 @@ from typing import Any
 
 from absl import app, flags
 
-from experiments import drawdown
 from experiments.common.errors import one_line, refuse_arguments
-from experiments.common.files import replace_text
+from experiments.common.files import CURVE, replace_text
 from experiments.common.published import ROWS, Row
 
 HERE = pathlib.Path(__file__).parent
 BEGIN, END = "<!-- results: python -m experiments.results -->", "<!-- end of results -->"
-FILES = ("results.json", drawdown.FILE, "*.png")
+FILES = ("results.json", CURVE, "*.png")
 HEADER = ("paper", "row", "radius", "published", "ours", "difference", "seeds", "machine", "minutes", "flagfile")
 
 

@@ -6,6 +6,8 @@ import tempfile
 
 from experiments.common.errors import UserError
 
+CURVE = "curve.json"  # beside a run's results: its errors over the radius
+
 
 def replace_text(path: pathlib.Path, text: str) -> None:
     """Writes a text file; an interruption leaves the old content."""

@@ -84,6 +84,12 @@ def test_what_was_measured_is_not_measured_again(tmp_path, monkeypatch):
         measured((0.1, 0.3))
 
 
+def test_a_run_that_ended_before_its_first_checkpoint(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="holds no checkpoint"):
+        drawdown.measure(tmp_path, [0.1], attacked=1)
+
+
 def test_a_folder_without_a_run(tmp_path):
     with pytest.raises(UserError, match="holds no run"):
         drawdown.measure(tmp_path, [0.1], attacked=1)
