@@ -1,6 +1,6 @@
 """Trains a network on CIFAR-10 by CROWN-IBP, and verifies it.
 
-    python -m experiments.cifar10_crown_ibp --flagfile=experiments/flags/cifar10_dm_large_crown_ibp.flags
+    python -m experiments.cifar10_crown_ibp --flagfile=experiments/flags/cifar10_dm_large_crown_ibp_relu_8.flags
 
 References:
   Zhang et al. 2020, arXiv:1906.06316; Xu et al. 2020, arXiv:2002.12920 (loss fusion).
@@ -25,7 +25,7 @@ DEFAULTS = CrownConfig(
     grad_clip=8.0,
     radius=8.8 / 255,
     warmup_epochs=100,
-    ramp_epochs=800,
+    ramp_epochs=801,
     ramp="smoothed",
     ramp_mid=0.4,
     kappa_start=0.0,

@@ -32,7 +32,8 @@ class Curve(NamedTuple):
       name: of the run.
       training: the radius that it was trained at.
       clean: its clean error.
-      verified: by IBP, one for each radius.
+      method: the bound that verified: IBP, or CROWN-IBP for a network that was trained for that alone.
+      verified: by it, one for each radius.
       attacked: by PGD, one for each radius.
       seeds: how many.
       device: what measured them.
@@ -41,6 +42,7 @@ class Curve(NamedTuple):
     name: str
     training: float
     clean: float
+    method: str
     verified: list[float]
     attacked: list[float]
     seeds: int
@@ -80,7 +82,7 @@ def measure(folder: pathlib.Path, radii: Sequence[float], *, attacked: int, **ch
     parts = [_errors(workdir, radii, attacked=attacked, **changes) for workdir in found]
     seeds = [row for part in parts for row in part["seeds"]]
     clean, verified, survived = (np.mean([row[k] for row in seeds], axis=0) for k in ("clean", "verified", "attacked"))
-    figures = float(clean), verified.tolist(), survived.tolist(), len(seeds)
+    figures = float(clean), parts[0]["method"], verified.tolist(), survived.tolist(), len(seeds)
     return Curve(folder.name, parts[0]["training"], *figures, parts[0]["device"])
 
 
@@ -106,19 +108,20 @@ def _errors(workdir: pathlib.Path, radii: Sequence[float], *, attacked: int, **c
         }
         for state in states
     ]
-    found = {"asked": asked, "step": step, "training": this.config.radius, "seeds": seeds, "device": report.device()}
+    known = {"training": this.config.radius, "method": this.evaluation.cheapest}
+    found = {"asked": asked, "step": step, **known, "seeds": seeds, "device": report.device()}
     replace_text(path, json.dumps(found, indent=2) + "\n")
     return found
 
 
 def table(curves: Sequence[Curve], radii: Sequence[float]) -> str:
     """The errors in Markdown: one row for each run."""
-    head = ["run", "seeds", "clean", *(f"{radius:g}" for radius in radii), "D", "slope"]
+    head = ["run", "seeds", "bound", "clean", *(f"{radius:g}" for radius in radii), "D", "slope"]
     lines = [head, ["---"] * len(head)]
     for curve in curves:
         figures = [f"{v:.2f}" for v in (curve.clean, *curve.verified, drawdown(curve.verified))]
         rise = slope(curve, radii)
-        lines.append([curve.name, str(curve.seeds), *figures, "-" if rise is None else f"{rise:.2f}"])
+        lines.append([curve.name, str(curve.seeds), curve.method, *figures, "-" if rise is None else f"{rise:.2f}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -127,13 +130,13 @@ def draw(path: pathlib.Path, curves: Sequence[Curve], radii: Sequence[float], *,
     figure = matplotlib.figure.Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for index, curve in enumerate(curves):
-        label = f"{curve.name}: D = {drawdown(curve.verified):.1f}"
+        label = f"{curve.name} ({curve.method}): D = {drawdown(curve.verified):.1f}"
         axes.plot(radii, curve.verified, "o-", color=f"C{index}", label=label)
         axes.plot(radii, curve.attacked, "--", color=f"C{index}", linewidth=1)
     for radius in sorted({curve.training for curve in curves}):
         axes.axvline(radius, color="k", linewidth=0.8, linestyle=":")
     axes.set(xlabel="radius (pixels in [0, 1]); dotted: trained at", ylabel="error (%)", ylim=(0, 100))
-    axes.set_title(f"verified by IBP (solid); the first {attacked:,} images attacked by PGD (dashed)")
+    axes.set_title(f"verified (solid); the first {attacked:,} images attacked by PGD (dashed)")
     axes.legend(loc="upper left")
     figure.savefig(path, dpi=110)
 

@@ -2,6 +2,8 @@
 
     python -m experiments.tinyimagenet_ibp --flagfile=experiments/flags/tinyimagenet_cnn7_shi.flags
 
+The learning rate falls after 60 and 70 epochs; sources of the recipe also give 61 and 71.
+
 References:
   Shi et al. 2021, arXiv:2103.17268.
 """

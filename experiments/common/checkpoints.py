@@ -159,11 +159,12 @@ def saved_run(folder: pathlib.Path) -> dict[str, Any]:
     Raises:
       CheckpointError: there is none.
     """
-    step = last_step(folder)
-    if step is None:
-        raise CheckpointError(f"{folder} holds no checkpoint: name the --workdir of a run that was trained")
-    with contextlib.closing(Checkpoints(folder, {})) as found:
-        return found.run(step)
+    if folder.is_dir():
+        with contextlib.closing(Checkpoints(folder, {})) as found:
+            step = found.step()
+            if step is not None:
+                return found.run(step)
+    raise CheckpointError(f"{folder} holds no checkpoint: name the --workdir of a run that was trained")
 
 
 def _metric(metrics: Mapping[str, float]) -> float:

@@ -74,10 +74,10 @@ class Config:
     regularization: float = _recipe(
         0.0, "weight of the tightness and balance regularisers, which fades until the ramp ends", at_least=0
     )
-    slope_end: float = _recipe(-1.0, "slope below zero that leaky activations end with; -1: it stays", at_least=-1)
+    slope_end: float = _recipe(-1.0, "slope below zero that leaky_ramp ends with; -1: it stays", at_least=-1, at_most=1)
     slope_begin_epoch: int = _recipe(70, "epoch at which that slope begins to change", at_least=0)
     slope_epochs: int = _recipe(70, "epochs over which it changes", at_least=1)
-    ramp_noise: float = _recipe(0.0, "noise of ParamRamp's bends after each step, in their mean", at_least=0)
+    ramp_noise: float = _recipe(0.0, "noise of ParamRamp's bends after each update, in their mean", at_least=0)
 
     mesh: str = _flag(
         "",
@@ -110,7 +110,8 @@ class Config:
     )
     eval_statistics: str = _flag(
         "population",
-        "batch norm's statistics in an evaluation: of the whole training set, or the running averages of training",
+        "batch norm's statistics in the final evaluation: of the whole training set, or the running averages, by which "
+        "the figures during training are, and the choice of the best checkpoint",
         choices=("population", "running"),
     )
     eval_lines: str = _flag("tight", "lines around activations in an evaluation", choices=("tight", "adaptive"))
@@ -134,14 +135,28 @@ class Config:
         for name in ("eval_radii", "eval_methods"):
             if not getattr(self, name):
                 raise UserError(f"--{name} is empty: give at least one")
-        if self.slope_end >= 0 and self.activation != "leaky_ramp":
-            raise UserError(f"--slope_end={self.slope_end} changes a slope that only --activation=leaky_ramp has")
+        if self.ramp_noise and not self.has_ramps:
+            raise UserError(f"--ramp_noise={self.ramp_noise} moves bends that --activation={self.activation} has not")
+        self._check_slope()
         if self.regularization and self.norm != "inf":
             raise UserError(f"--regularization compares bounds with the width of a box, not with --norm={self.norm}")
         if self.warmup_epochs + self.ramp_epochs > self.epochs > 0:
             raise UserError(
                 f"the ramp is longer than the run: --warmup_epochs={self.warmup_epochs} and "
                 f"--ramp_epochs={self.ramp_epochs} do not fit into --epochs={self.epochs}"
+            )
+
+    def _check_slope(self) -> None:
+        if self.slope_end == -1:
+            return
+        if self.activation != "leaky_ramp":
+            raise UserError(f"--slope_end={self.slope_end} changes a slope that only --activation=leaky_ramp has")
+        if self.slope_end < 0:
+            raise UserError(f"--slope_end={self.slope_end} is no slope: give one from 0 to 1, or -1 to keep it")
+        if self.slope_begin_epoch + self.slope_epochs > self.epochs > 0:
+            raise UserError(
+                f"the slope changes for longer than the run: --slope_begin_epoch={self.slope_begin_epoch} and "
+                f"--slope_epochs={self.slope_epochs} do not fit into --epochs={self.epochs}"
             )
 
     @property
@@ -184,6 +199,12 @@ class CrownConfig(MixedConfig):
         False, "bound the margin over the second most likely class only; errors during training are of it alone"
     )
 
+    def __post_init__(self):
+        """Raises UserError for values that do not fit together."""
+        super().__post_init__()
+        if self.loss_fusion and self.runner_up:
+            raise UserError("--runner_up chooses among margins, which --loss_fusion has none of: give one of the two")
+
 
 _WEIGHTS = {
     "arithmetic": losses.arithmetic_weights,
@@ -202,8 +223,8 @@ class GlobalConfig(MixedConfig):
 
     radii: int = _recipe(4, "how many radii are trained at once: i/k of the training radius, i = 1..k", at_least=1)
     weights: str = _recipe("arithmetic", "family of the radii's weights", choices=tuple(_WEIGHTS))
-    weight_list: tuple[float, ...] = _recipe((), "the weights themselves, decreasing, of sum 1", above=0)
-    radius_shares: tuple[float, ...] = _recipe((), "the radii themselves, as shares of the training radius", above=0)
+    weight_list: tuple[float, ...] = _recipe((), "decreasing weights of sum 1, instead of a family", above=0)
+    radius_shares: tuple[float, ...] = _recipe((), "the radii as shares of the training radius, up to 1", above=0)
 
     def __post_init__(self):
         """Raises UserError for values that do not fit together."""
@@ -212,9 +233,11 @@ class GlobalConfig(MixedConfig):
             values = getattr(self, name)
             if values and len(values) != self.radii:
                 raise UserError(f"--{name} has {len(values)} values for --radii={self.radii}: give one for each radius")
+        shares = ",".join(map(str, self.radius_shares))
         if list(self.radius_shares) != sorted(set(self.radius_shares)):
-            shares = ",".join(map(str, self.radius_shares))
             raise UserError(f"--radius_shares={shares} must increase strictly: the smallest radius comes first")
+        if self.radius_shares and self.radius_shares[-1] != 1:
+            raise UserError(f"--radius_shares={shares} must end with 1, which stands for --radius")
         try:
             self.radius_weights()
         except ValueError as error:

@@ -168,9 +168,9 @@ def _network(config: Config, dataset: data.Dataset, seed: int) -> models.Network
 
 def _verifiable(config: Config) -> Config:
     """Interval bounds verify nothing of what was trained by linear bounds alone: those take their place."""
-    if config.betas[1] < 1 or config.eval_methods[0] != "ibp":
+    if config.betas[1] < 1 or "ibp" not in config.eval_methods:
         return config
-    linear = tuple(dict.fromkeys(("crown_ibp", *config.eval_methods[1:])))
+    linear = tuple(dict.fromkeys("crown_ibp" if name == "ibp" else name for name in config.eval_methods))
     print(
         "warning: --beta_end=1 trains for CROWN-IBP's bounds, and IBP verifies next to nothing of such a network: "
         f"verified by --eval_methods={','.join(linear)} instead",

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -131,14 +132,15 @@ def evaluation_batches(config: Config, examples: data.Split, placement: Placemen
         yield train.pixels(crop(placement.take(examples, order[start : start + size]).images))
 
 
-def _settle(config: Config) -> Callable[[jax.Array, Any], Any]:
-    """What is done to the parameters after each update."""
+def _settle(config: Config) -> Callable[[jax.Array, Any, Any], Any]:
+    """What is done to the parameters after each step; noise only where the step has updated them."""
     if not config.has_ramps:
-        return lambda key, params: params
+        return lambda key, params, step: params
 
-    def settle(key: jax.Array, params: Any) -> Any:
+    def settle(key: jax.Array, params: Any, step: Any) -> Any:
         if config.ramp_noise:
-            params = jaxbound.nn.perturb_ramps(key, params, scale=config.ramp_noise)
+            updated = (step + 1) % config.accumulation == 0
+            params = jaxbound.nn.perturb_ramps(key, params, scale=jnp.where(updated, config.ramp_noise, 0.0))
         return jaxbound.nn.clamp_ramps(params)
 
     return settle

@@ -95,7 +95,8 @@ def _chosen(store: checkpoints.Checkpoints, state: train.TrainState, config: Con
         raise checkpoints.CheckpointError(
             f"--workdir={config.workdir} has no {config.eval_checkpoint} checkpoint: train first, without --eval_only"
         )
-    must_match = ("dataset", "model", "activation", "normalize", "augmentation")  # what the network is
+    network = ("dataset", "model", "activation", "normalize", "augmentation")
+    must_match = (*network, "num_seeds", "slope_end", "accumulation")  # and what else a checkpoint's arrays depend on
     return store.restore(state, step=step, must_match=must_match)
 
 

@@ -101,7 +101,7 @@ class Recipe:
       phases: in the order of their first steps; the first one begins at 0.
       optimizer: an optax transformation.
       augment: (key, images) -> images, uint8, run inside the compiled step.
-      settle: (key, params) -> params, after every update.
+      settle: (key, params, step) -> params, after every step.
       total_steps, steps_per_epoch: counts of steps.
       batch_size: B.
       seeds: of the data's order, one for each state that is trained.
@@ -113,7 +113,7 @@ class Recipe:
     phases: tuple[Phase, ...]
     optimizer: optax.GradientTransformation
     augment: Callable[[jax.Array, jax.Array], jax.Array] = lambda key, images: images
-    settle: Callable[[jax.Array, Any], Any] = lambda key, params: params
+    settle: Callable[[jax.Array, Any, Any], Any] = lambda key, params, step: params
     total_steps: int
     steps_per_epoch: int
     batch_size: int
@@ -191,7 +191,8 @@ def compile_step(phase: Phase, recipe: Recipe, shardings: Any = None) -> Callabl
 
         (loss, (metrics, stats)), gradients = jax.value_and_grad(loss_of, has_aux=True)(old["params"])
         updates, opt_state = recipe.optimizer.update(gradients, state.opt_state, old["params"])
-        variables = {**old, "params": recipe.settle(settle, optax.apply_updates(old["params"], updates))}
+        params = recipe.settle(settle, optax.apply_updates(old["params"], updates), state.step)
+        variables = {**old, "params": params}
         if stats:
             variables["batch_stats"] = jaxbound.nn.running_average(old["batch_stats"], stats, momentum=recipe.momentum)
         figures = {"loss": loss, **metrics}

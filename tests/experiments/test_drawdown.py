@@ -20,7 +20,7 @@ def test_the_largest_rise(errors, expected):
 
 
 def test_the_slope_behind_the_training_radius():
-    curve = drawdown.Curve("run", 0.2, 1.0, [10.0, 20.0, 40.0], [0.0] * 3, 1, {})
+    curve = drawdown.Curve("run", 0.2, 1.0, "ibp", [10.0, 20.0, 40.0], [0.0] * 3, 1, {})
     assert drawdown.slope(curve, [0.1, 0.2, 0.3]) == pytest.approx(20 / 10)
     assert drawdown.slope(curve._replace(training=0.05), [0.1, 0.2, 0.3]) is None
     assert drawdown.slope(curve._replace(training=0.21), [0.1, 0.2, 0.3]) is None
@@ -41,13 +41,13 @@ def test_runs_side_by_side(tiny, tmp_path):
     for curve in (base, steep):
         assert curve["verified"] == sorted(curve["verified"])
     assert (tmp_path / "out" / "drawdown.png").read_bytes().startswith(b"\x89PNG")
-    assert "| base | 2 |" in drawdown.table(curves, options["radii"])
+    assert "| base | 2 | ibp |" in drawdown.table(curves, options["radii"])
 
 
 class Counted:
     """Takes the place of a run's evaluation, and counts how often it is asked."""
 
-    calls = 0
+    calls, cheapest = 0, "ibp"
 
     def clean_error(self, variables):
         self.calls += 1

@@ -1,4 +1,5 @@
 import pathlib
+import re
 
 import pytest
 from absl import flags as absl_flags
@@ -9,6 +10,7 @@ from experiments.common.errors import UserError
 from experiments.common.flags import Config, GlobalConfig
 from experiments.common.published import ROWS
 
+PROGRAMS = (mnist_ibp, mnist_crown_ibp, mnist_global, cifar10_ibp, cifar10_crown_ibp, tinyimagenet_ibp)
 FLAGFILES = sorted((pathlib.Path(flags.__file__).parents[1] / "flags").glob("*.flags"))
 
 
@@ -53,6 +55,13 @@ def test_every_flagfile_is_valid(path):
     assert text.startswith("#")
     if program is not mnist_ibp:
         assert f"experiments.{program.NAME}" in text
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.NAME)
+def test_a_program_names_a_flagfile_of_its_own(program):
+    (name,) = re.findall(r"--flagfile=experiments/flags/(\w+)\.flags", program.__doc__)
+    (path,) = [path for path in FLAGFILES if path.stem == name]
+    assert program_of(path.stem) is program
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -112,6 +121,7 @@ def test_a_bad_value_is_named(argument, error, message):
         ("--weight_list=0.4,0.3,0.2,0.05", "--weight_list=0.4,0.3,0.2,0.05: .*sum"),
         ("--radius_shares=0.5,1", "--radius_shares has 2 values for --radii=4"),
         ("--radius_shares=0.25,0.5,1,0.75", "--radius_shares=0.25,0.5,1.0,0.75 must increase strictly"),
+        ("--radius_shares=0.5,1,1.5,2", "--radius_shares=0.5,1.0,1.5,2.0 must end with 1"),
     ],
 )
 def test_a_bad_value_of_global_training_is_named(argument, message):
@@ -127,11 +137,19 @@ def test_a_bad_value_of_global_training_is_named(argument, message):
             "longer than the run: --warmup_epochs=2 and --ramp_epochs=19",
         ),
         (("--slope_end=0",), "only --activation=leaky_ramp has"),
+        (("--slope_end=-0.5", "--activation=leaky_ramp"), "--slope_end=-0.5 is no slope: give one from 0 to 1"),
+        (("--slope_end=2", "--activation=leaky_ramp"), "--slope_end=2.0 is too large"),
+        (
+            ("--slope_end=0", "--activation=leaky_ramp", "--epochs=100"),
+            "--slope_begin_epoch=70 and --slope_epochs=70 do not fit into --epochs=100",
+        ),
+        (("--ramp_noise=0.01",), "--ramp_noise=0.01 moves bends that --activation=relu has not"),
+        (("--runner_up", "--loss_fusion"), "--runner_up chooses among margins"),
     ],
 )
 def test_values_that_do_not_fit_together(arguments, message):
     with pytest.raises(UserError, match=message):
-        parse(*arguments)
+        parse(*arguments, defaults=mnist_crown_ibp.DEFAULTS)
 
 
 def test_radii_and_weights_of_global_training():

@@ -207,6 +207,9 @@ def test_a_checkpoint_of_another_model(tiny, uninterrupted):
         tiny_runs.train(uninterrupted, model="kw", eval_only=True)
     with pytest.raises(checkpoints.CheckpointError, match="--activation=relu, not leaky"):
         tiny_runs.train(uninterrupted, activation="leaky", eval_only=True)
+    for flags in ({"num_seeds": 2}, {"accumulation": 2}):
+        with pytest.raises(checkpoints.CheckpointError, match="of another run: it has --.*=1, not 2"):
+            tiny_runs.train(uninterrupted, eval_only=True, **flags)
 
 
 def test_a_checkpoint_of_other_flags(tiny, uninterrupted):

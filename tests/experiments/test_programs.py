@@ -113,6 +113,12 @@ def test_interval_bounds_are_not_asked_of_what_linear_bounds_trained(tiny, tmp_p
     assert "warning: --beta_end=1 trains for CROWN-IBP's bounds" in capsys.readouterr().err
 
 
+def test_nor_where_they_are_asked_of_later(tiny, tmp_path):
+    config = tiny_runs.config(tmp_path, mnist_crown_ibp, beta_end=1.0, eval_methods=("crown", "ibp"))
+    made = job.make(mnist_crown_ibp.NAME, mnist_crown_ibp.BOUND, config)
+    assert made.config.eval_methods == ("crown", "crown_ibp")
+
+
 def test_radii_beyond_the_training_radius_are_said(tiny, tmp_path):
     results = tiny_runs.train(tmp_path, max_steps=2, eval_size=10, eval_radii=(0.02, 0.03))
     assert results["radii_above_training"] == [0.03]

@@ -106,9 +106,17 @@ def test_ramps_start_at_mean_activations_and_stay_positive(ramps):
     mean = jnp.where(hidden > 0, hidden, 0.01 * hidden).mean(axis=0)
     np.testing.assert_allclose(tops(started)[0], np.maximum(mean, 1e-4), rtol=1e-5, atol=1e-6)
     lowered = jax.tree.map(lambda leaf: leaf - 10, started["params"])
-    settled = made.settle(jax.random.key(0), lowered)
+    settled = made.settle(jax.random.key(0), lowered, 0)
     assert all(float(top.min()) == pytest.approx(1e-4) for top in tops({"params": settled}))
     np.testing.assert_array_equal(settled["Dense_0"]["kernel"], lowered["Dense_0"]["kernel"])
+
+
+def test_ramps_are_noisy_after_updates_only(ramps):
+    config = Config(epochs=60, activation="leaky_ramp", ramp_noise=0.01, accumulation=2)
+    params = jax.tree.map(jnp.ones_like, ramps.variables["params"])
+    settled = [recipe(ramps, config).settle(jax.random.key(step), params, jnp.asarray(step)) for step in range(4)]
+    moved = [[float(jnp.abs(top - 1).max()) for top in tops({"params": each})] for each in settled]
+    assert not np.any(moved[0::2]) and np.all(moved[1::2])
 
 
 def test_the_slope_follows_its_schedule(ramps):

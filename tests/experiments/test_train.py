@@ -165,7 +165,7 @@ def test_images_are_augmented_and_parameters_settled():
     def augment(key, images):
         return images * 0
 
-    def settle(key, params):
+    def settle(key, params, step):
         return {**params, "b": params["b"] * 0 + 2}
 
     given = recipe(augment=augment, settle=settle, total_steps=1)
