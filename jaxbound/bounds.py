@@ -30,7 +30,7 @@ class LinearBound(NamedTuple):
           *args: the arguments that the bound function was given, with the sets in them.
 
         Returns:
-          Lower bounds [S]; -inf where the numbers are invalid (NaN).
+          Lower bounds [S]; -inf where the numbers are invalid (NaN, or coefficients that have overflowed).
 
         Example:
           >>> plane = jaxbound.LinearBound(coeffs=jnp.array([[3.0, -4.0]]), bias=jnp.array([1.0]))
@@ -42,7 +42,7 @@ class LinearBound(NamedTuple):
         """
         regions = [leaf for leaf in jax.tree.leaves(args, is_leaf=is_set) if is_set(leaf)]
         lowest = lower_value(jax.tree.leaves(self.coeffs), self.bias, regions)
-        return jnp.where(jnp.isnan(lowest), -jnp.inf, lowest)
+        return jnp.where(lowest < jnp.inf, lowest, -jnp.inf)
 
 
 class Planes(NamedTuple):

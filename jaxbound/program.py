@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -235,10 +236,17 @@ def _is_concrete(value: Value | None) -> bool:
     return value is not None and not isinstance(value, Tracer)
 
 
+def _fits(number: Value, dtype: Any) -> bool:
+    """Whether an integer type holds a number; how others are converted differs between compilers."""
+    return bool(jnp.iinfo(dtype).min < number < jnp.iinfo(dtype).max)
+
+
 def _evaluated(equation: Equation, operands: Sequence[Value]) -> list[Value]:
     """The results of an equation; a number that is only converted stays known while the program is traced."""
     if equation.name == "convert_element_type" and _is_concrete(operands[0]) and np.ndim(operands[0]) == 0:
-        return [np.asarray(operands[0], equation.shapes[0].dtype)]
+        dtype = equation.shapes[0].dtype
+        if not jnp.issubdtype(dtype, jnp.integer) or _fits(operands[0], dtype):
+            return [np.asarray(operands[0], dtype)]
     return equation.apply(*operands)
 
 

@@ -1,7 +1,9 @@
 """When two programs, or two steps of them, do the same."""
 
+from collections.abc import Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from jax.core import Tracer
 
@@ -27,8 +29,11 @@ def same_program(first: Program, second: Program) -> bool:
 
 
 def same_step(a: Equation, b: Equation) -> bool:
-    """Whether two equations do the same to their operands."""
-    return len(a.inputs) == len(b.inputs) and a.shapes == b.shapes and _form(a) == _form(b)
+    """Whether two equations do the same to their operands.
+
+    Their shapes count: a scalar and an array are added without a broadcast, and give what two arrays would.
+    """
+    return _kinds(a.types) == _kinds(b.types) and a.shapes == b.shapes and _form(a) == _form(b)
 
 
 def same_value(a: Value, b: Value) -> bool:
@@ -42,6 +47,10 @@ def same_value(a: Value, b: Value) -> bool:
 def same_name(a: Equation, b: Equation) -> bool:
     """Whether two equations do the same kind of thing, whatever the shapes."""
     return len(a.inputs) == len(b.inputs) and _form(a)[0] == _form(b)[0]
+
+
+def _kinds(types: Sequence[jax.ShapeDtypeStruct]) -> list[tuple[Any, ...]]:
+    return [(kind.shape, kind.dtype) for kind in types]
 
 
 def _form(equation: Equation) -> tuple[str, dict[str, str]]:

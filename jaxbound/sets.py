@@ -117,13 +117,13 @@ def element(region: Set) -> Array:
 
 
 def midpoint(box: Interval) -> Array:
-    """The centre of a box, (lower + upper) / 2."""
-    return (box.lower + box.upper) / 2
+    """The centre of a box, (lower + upper) / 2, without overflow."""
+    return box.lower / 2 + box.upper / 2
 
 
 def radius(box: Interval) -> Array:
-    """Half the width of a box, (upper - lower) / 2."""
-    return (box.upper - box.lower) / 2
+    """Half the width of a box, (upper - lower) / 2, without overflow."""
+    return box.upper / 2 - box.lower / 2
 
 
 def bounding_box(region: Set) -> Interval:

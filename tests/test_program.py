@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from jax import lax
 
+import jaxbound
 from jaxbound.program import Scan, walk
 from jaxbound.sameness import same_program
 from jaxbound.tracing import trace
@@ -207,3 +208,12 @@ def test_same_program_is_blind_to_numbering_only():
     }
     for name, (first, second) in different.items():
         assert not same_program(program_of(first), program_of(second)), name
+
+
+@pytest.mark.parametrize("number", [300.0, -1.0, 7.5, 255.0, 3e9])
+@pytest.mark.parametrize("dtype", [jnp.uint8, jnp.int32])
+def test_constants_are_converted_as_the_compiler_does(number, dtype):
+    converted = jax.jit(lambda x, c: x * c.astype(dtype).astype(jnp.float32))
+    one, c = jnp.ones(1, jnp.float32), jnp.float32(number)
+    found = jaxbound.ibp(converted)(jaxbound.Interval(one, one), c)
+    np.testing.assert_array_equal(found, [converted(one, c)] * 2)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxbound.methods.problem import is_float, rule_params, valid_interval
 from jaxbound.program import Equation, Program, Scan, While
-from jaxbound.rules.discrete import as_box, extremes, hull
+from jaxbound.rules.discrete import as_box, extremes, hull, is_bool
 from jaxbound.rules.registry import Enclosed
 from jaxbound.rules.relaxation import Affine, Relaxation
 from jaxbound.sets import Array, Interval, is_set
@@ -28,10 +28,22 @@ class Loop(NamedTuple):
 
 
 def enclose(rule: Enclosed, equation: Equation, operands: Sequence[Any]) -> list[Interval]:
-    """The intervals of an equation's results; operands that are invalid are unknown."""
+    """The intervals of an equation's results; operands that are invalid are unknown, or no numbers at all."""
     known = [valid_interval(*x) if is_set(x) else x for x in operands]
     results = rule.interval(*known, **rule_params(equation))
-    return [results] if isinstance(results, Interval) else list(results)
+    undefined = [jnp.isnan(x.lower) | jnp.isnan(x.upper) for x in operands if is_set(x) and is_float(x.lower)]
+    return [_where_defined(undefined, box) for box in ([results] if isinstance(results, Interval) else results)]
+
+
+def _where_defined(undefined: Sequence[Array], box: Interval) -> Interval:
+    """The result, but NaN, or an open decision, where an operand of its shape is NaN."""
+    for flags in undefined:
+        if flags.shape in ((), box.lower.shape):
+            if is_float(box.lower):
+                box = Interval(*(jnp.where(flags, jnp.nan, end) for end in box))
+            elif is_bool(box.lower.dtype):
+                box = Interval(box.lower & ~flags, box.upper | flags)
+    return box
 
 
 def constant_lines(equation: Equation, results: Sequence[Any]) -> dict[int, Relaxation]:

@@ -25,6 +25,7 @@ from jaxbound.sets import (
     SupportSet,
     bounding_box,
     dual_exponent,
+    element,
     is_set,
     midpoint,
     radius,
@@ -160,7 +161,7 @@ def linear_image(
 
 
 def _linear(rule: Linear, equation: Equation, operands: list[Any], mask: Sequence[bool]) -> Sequence[Set]:
-    if rule.carries and sum(mask) == 1 and any(isinstance(x, Ball) for x in operands):
+    if sum(mask) == 1 and any(isinstance(x, Ball) for x in operands) and _carries(rule, equation, operands, mask):
         return _carried(rule, equation, operands)
     ends = []
     for end in (0, 1):
@@ -172,6 +173,12 @@ def _linear(rule: Linear, equation: Equation, operands: list[Any], mask: Sequenc
     boxes = [Interval(lower, upper) for lower, upper in zip(*ends, strict=True)]
     alone = sum(mask) == 1 and any(isinstance(x, SupportSet) for x in operands)
     return images(equation, operands, boxes) if alone else boxes
+
+
+def _carries(rule: Linear | Coefficient, equation: Equation, operands: list[Any], mask: Sequence[bool]) -> bool:
+    """Whether no element of the set is read twice: a scalar among arrays is, by each of theirs."""
+    scalar = jnp.shape(element(operands[mask.index(True)])) == ()
+    return rule.carries and not (scalar and any(kind.shape for kind in equation.shapes))
 
 
 def _boxed(x: Any) -> Any:
@@ -211,9 +218,11 @@ def _coefficient(rule: Coefficient, equation: Equation, operands: list[Any], mas
     if isinstance(x, SupportSet):
         through = image if rule.carries else image_box
         return through(x, lambda value: apply(value, weight), through_box(x.box))
-    if rule.carries:
+    if _carries(rule, equation, operands, mask):
         clip = None if x.clip is None else through_box(x.clip)
         return Ball(apply(x.center, weight), apply(x.radius, jnp.abs(weight)), x.p, clip)
+    if rule.carries:
+        return through_box(bounding_box(x))
     if x.p == 1:
         pair = (x.radius, jnp.abs(weight))
         reach = rule.peak(*(pair if k == 0 else pair[::-1]), **equation.params) if rule.peak else None

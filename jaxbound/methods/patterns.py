@@ -32,7 +32,7 @@ def with_leaky_relus(program: Program, rule_key: str) -> Program:
 
 def _leaky_relu(program: Program, equation: Equation, *, makers: Mapping[int, Equation], rule_key: str) -> Equation:
     """The equation itself if it is no such selection."""
-    if equation.name != "select_n" or len(equation.inputs) != 3:
+    if equation.name != "select_n" or len(equation.inputs) != 3 or not _is_float(equation):
         return equation
     which, *cases = equation.inputs
     test = makers.get(which)
@@ -53,6 +53,10 @@ def _leaky_relu(program: Program, equation: Equation, *, makers: Mapping[int, Eq
         params={rule_key: known.rule},
         apply=lambda x, slope: [jnp.where(x > 0, x, slope * x)],
     )
+
+
+def _is_float(equation: Equation) -> bool:
+    return jnp.issubdtype(equation.shapes[0].dtype, jnp.floating)
 
 
 def _factor(program: Program, slot: int, x: int, *, makers: Mapping[int, Equation]) -> int | None:

@@ -220,5 +220,5 @@ def is_valid(lower: Array, upper: Array) -> Array:
 
 
 def valid_lower(lower: Array) -> Array:
-    """Turns NaN into -inf."""
-    return jnp.where(jnp.isnan(lower), -jnp.inf, lower)
+    """Turns NaN into -inf, and +inf as well: no bound, but coefficients that have overflowed."""
+    return jnp.where(lower < jnp.inf, lower, -jnp.inf)

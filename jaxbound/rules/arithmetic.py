@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxbound.rules.convolution import convolve, convolve_to_transpose
 from jaxbound.rules.curves import convex
 from jaxbound.rules.discrete import as_box, extremes, integers, negated
-from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear, register
+from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, choose, constant, line
 from jaxbound.sets import Array, Interval, midpoint, radius
 
@@ -82,10 +82,11 @@ register("mul", Coefficient(carries=True), Nonlinear(_product, _relax_product), 
 
 
 def reciprocal_interval(y: Interval, **_: Any) -> Interval:
-    """The range of 1 / y; (-inf, inf) where y can be zero."""
+    """The range of 1 / y; (-inf, inf) where y can be zero, NaN where y is."""
     usable = (y.lower > 0) | (y.upper < 0)
     low, high = (jnp.where(usable, end, 1) for end in y)
-    return Interval(jnp.where(usable, 1 / high, -jnp.inf), jnp.where(usable, 1 / low, jnp.inf))
+    unknown = jnp.where((y.lower != y.lower) | (y.upper != y.upper), jnp.nan, jnp.inf)
+    return Interval(jnp.where(usable, 1 / high, -unknown), jnp.where(usable, 1 / low, unknown))
 
 
 def relax_reciprocal(y: Interval, free: Freedom | None = None) -> Relaxation:
@@ -101,11 +102,18 @@ def relax_reciprocal(y: Interval, free: Freedom | None = None) -> Relaxation:
 
 
 def _quotient(x: Any, y: Interval, **_: Any) -> Interval:
-    return corners(as_box(x), reciprocal_interval(y))
+    """The exact range of x / y: by the ends of y where it keeps its sign, as 1 / y may be too small for its type."""
+    usable = (y.lower > 0) | (y.upper < 0)
+    safe = Interval(*(jnp.where(usable, end, 1) for end in y))
+    ends = [a / b for a in as_box(x) for b in safe]
+    exact = Interval(jnp.minimum(*_pairs(jnp.minimum, ends)), jnp.maximum(*_pairs(jnp.maximum, ends)))
+    rest = corners(as_box(x), reciprocal_interval(y))
+    return Interval(*(jnp.where(usable, end, other) for end, other in zip(exact, rest, strict=True)))
 
 
 def _relax_quotient(x: Any, y: Interval, free: Freedom | None = None, **_: Any) -> Relaxation:
     if not isinstance(x, Interval):  # a constant over a set: its sign decides which line is which
+        y = Interval(*(jnp.broadcast_to(end, jnp.broadcast_shapes(end.shape, jnp.shape(x))) for end in y))
         lines = relax_reciprocal(y, free)
         sides = choose(jnp.broadcast_to(x >= 0, y.lower.shape), lines, Relaxation(lines.upper, lines.lower))
         return jax.tree.map(lambda part: x * part, sides)
@@ -131,7 +139,7 @@ def _integer_quotient(x: Any, y: Array, **_: Any) -> Interval:
 
 
 register(
-    "div", Coefficient((0,), carries=True), Nonlinear(_quotient, _relax_quotient), Enclosed(_integer_quotient, (0,))
+    "div", Coefficient((0,), carries=True), Nonlinear(_quotient, _relax_quotient), integers(_integer_quotient, (0,))
 )
 
 

@@ -114,14 +114,27 @@ register("and", _logic(jnp.bitwise_and))
 register("or", _logic(jnp.bitwise_or))
 register("xor", _logic(jnp.bitwise_xor))
 register("not", Enclosed(lambda x, **_: _opposite(x)))  # of an integer it is -1 - x
-register("reduce_and", Enclosed(lambda x, *, axes, **_: Interval(*(jnp.all(end, axis=axes) for end in x))))
-register("reduce_or", Enclosed(lambda x, *, axes, **_: Interval(*(jnp.any(end, axis=axes) for end in x))))
+
+
+def _logic_of_all(fn: Callable) -> Enclosed:
+    """A reduction of booleans; of integers it is one of their bits."""
+
+    def interval(x: Interval, *, axes: Sequence[int], **_: Any) -> Interval:
+        if is_bool(x.lower.dtype):
+            return Interval(*(fn(end, axis=axes) for end in x))
+        return _unknown(jnp.max(x.lower, axis=axes, initial=0))
+
+    return Enclosed(interval)
+
+
+register("reduce_and", _logic_of_all(jnp.all))
+register("reduce_or", _logic_of_all(jnp.any))
 
 
 # Integers.
 
 
-def integers(interval: Callable[..., Interval]) -> Enclosed:
+def integers(interval: Callable[..., Interval], positions: tuple[int, ...] | None = None) -> Enclosed:
     """Arithmetic on integers by the intervals of real arithmetic; unknown where an end may leave the type's range."""
 
     def checked(*operands: Any, **params: Any) -> Interval:
@@ -134,7 +147,7 @@ def integers(interval: Callable[..., Interval]) -> Enclosed:
         unknown = _unknown(exact.lower)
         return Interval(*(jnp.where(safe, end, all_) for end, all_ in zip(exact, unknown, strict=True)))
 
-    return Enclosed(checked)
+    return Enclosed(checked, positions)
 
 
 def _converted(x: Interval, *, new_dtype: Any, **_: Any) -> Interval:

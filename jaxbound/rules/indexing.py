@@ -53,7 +53,8 @@ def _top_k_interval(x: Interval, *, k: int, axis: int = -1, **_: Any) -> list[In
     mirrored = reverse_order(Interval(*(jnp.moveaxis(end, axis, -1) for end in x)))
     values = reverse_order(Interval(*(jnp.sort(end, axis=-1)[..., :k] for end in mirrored)))
     index = jnp.broadcast_to(jnp.arange(mirrored.lower.shape[-1], dtype=jnp.int32), mirrored.lower.shape)
-    found = _placed(_ranks(mirrored, stable=True), Interval(index, index))
+    ranks = _ranks(mirrored, stable=not jnp.issubdtype(mirrored.lower.dtype, jnp.floating))  # -0 comes behind 0
+    found = _placed(ranks, Interval(index, index))
     indices = Interval(*(end[..., :k] for end in found))
     return [Interval(*(jnp.moveaxis(end, -1, axis) for end in box)) for box in (values, indices)]
 

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxbound.rules.curves import convex
-from jaxbound.rules.discrete import as_box, negated
+from jaxbound.rules.discrete import as_box, integers, negated
 from jaxbound.rules.registry import Enclosed, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, constant, flipped, is_zero, line, settled
 from jaxbound.sets import Array, Interval
@@ -135,7 +135,7 @@ def _relax_abs(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation
     return convex(x, jnp.abs, jnp.sign, free)
 
 
-register("abs", Nonlinear(_abs_interval, _relax_abs), Enclosed(_abs_interval))
+register("abs", Nonlinear(_abs_interval, _relax_abs), integers(_abs_interval))
 
 
 def _step(name: str, fn: Any) -> None:
@@ -164,8 +164,10 @@ def _rem_interval(x: Any, y: Any, **_: Any) -> Interval:
     ends = Interval(*(jax.lax.rem(end, y) for end in x))
     whole = jnp.abs(y) + jax.lax.rem(y, y)  # NaN for y = 0
     same = _quotients_agree(x, y)
+    nothing = jax.lax.rem(x.lower, y) * 0 + jax.lax.rem(x.upper, y) * 0  # NaN for an end that is NaN
     lower = jnp.where(same, ends.lower, jnp.where(x.lower < 0, -whole, jnp.zeros_like(whole)))
-    return Interval(lower, jnp.where(same, ends.upper, jnp.where(x.upper > 0, whole, jnp.zeros_like(whole))))
+    upper = jnp.where(same, ends.upper, jnp.where(x.upper > 0, whole, jnp.zeros_like(whole)))
+    return Interval(lower + nothing, upper + nothing)
 
 
 def _quotients_agree(x: Interval, y: Array) -> Array:

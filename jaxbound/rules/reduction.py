@@ -1,6 +1,7 @@
 """Sums, extremes over axes and windows, and running extremes."""
 
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -172,12 +173,22 @@ def _product(x: Interval, *, axes: tuple[int, ...], **_: Any) -> Interval:
     return x
 
 
+def _of_numbers(interval: Callable[..., Interval]) -> Enclosed:
+    """Floats by an interval function, integers by the same with an eye on their range."""
+    counted = integers(interval, (0,))
+
+    def either(x: Interval, **params: Any) -> Interval:
+        return (interval if jnp.issubdtype(x.lower.dtype, jnp.floating) else counted.interval)(x, **params)
+
+    return Enclosed(either, (0,))
+
+
 def _running_log_sum(x: Interval, *, axis: int, reverse: bool, **_: Any) -> Interval:
     return Interval(*(jax.lax.cumlogsumexp(end, axis=axis, reverse=reverse) for end in x))
 
 
-register("cumprod", Enclosed(_running_product, (0,)))
-register("reduce_prod", Enclosed(_product, (0,)))
+register("cumprod", _of_numbers(_running_product))
+register("reduce_prod", _of_numbers(_product))
 register("cumlogsumexp", Enclosed(_running_log_sum, (0,)))
 
 

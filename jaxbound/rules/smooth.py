@@ -33,6 +33,11 @@ def increasing(fn: Scalar, shape: Shape, gradient: Scalar | None = None) -> Nonl
     )
 
 
+def _unsigned(x: Array) -> Array:
+    """The same with -0 as 0: the end of a set around zero says nothing of a side, though poles have two."""
+    return jnp.where(x == 0, jnp.zeros_like(x), x)
+
+
 def _ordered(lower: Array, upper: Array) -> Interval:
     """Computed values of a monotone function may fall by a rounding where the function is flat."""
     return Interval(lower, jnp.maximum(lower, upper))
@@ -59,7 +64,7 @@ register("log", increasing(jnp.log, concave))
 register("log2", increasing(jnp.log2, concave))
 register("log1p", increasing(jnp.log1p, concave))
 register("sqrt", increasing(jnp.sqrt, concave))
-register("rsqrt", decreasing(jax.lax.rsqrt, convex))
+register("rsqrt", decreasing(lambda x: jax.lax.rsqrt(_unsigned(x)), convex))
 register("tanh", increasing(jnp.tanh, sigmoidal))
 register("logistic", increasing(jax.nn.sigmoid, sigmoidal))
 register("erf", increasing(jax.lax.erf, sigmoidal))
@@ -131,18 +136,19 @@ register("integer_pow", Nonlinear(_power_interval, _relax_power, (0,)), integers
 
 
 def _general_power_interval(x: Interval, y: Array, **_: Any) -> Interval:
-    ends = (x.lower**y, x.upper**y)
+    ends = tuple(_unsigned(end) ** y for end in x)
     valid = x.lower >= 0  # elsewhere a real power is undefined: NaN, which bounds nothing
     return Interval(*(jnp.where(valid, fn(*ends), jnp.nan) for fn in (jnp.minimum, jnp.maximum)))
 
 
 def _relax_general_power(x: Interval, y: Array, free: Freedom | None = None, **_: Any) -> Relaxation:
     def power(v: Array) -> Array:
-        return v**y
+        return _unsigned(v) ** y
 
     def slope(v: Array) -> Array:
-        return y * v ** (y - 1)
+        return y * _unsigned(v) ** (y - 1)
 
+    x = Interval(*(jnp.broadcast_to(end, jnp.broadcast_shapes(end.shape, jnp.shape(y))) for end in x))
     is_concave = jnp.broadcast_to((y > 0) & (y < 1), x.lower.shape)
     return choose(is_concave, concave(x, power, slope, free), convex(x, power, slope, free))
 

@@ -54,15 +54,21 @@ def _log_others(x: Array) -> Array:
     return top + jnp.log(jnp.maximum(others(jnp.exp(x - top)), jnp.finfo(x.dtype).tiny))
 
 
+def _defined(x: Interval, lower: Array, upper: Array) -> Interval:
+    """The interval, but NaN in rows that are -inf throughout, or +inf somewhere: there is no such distribution."""
+    nowhere = jnp.all(x.upper == -jnp.inf, axis=-1, keepdims=True) | jnp.any(x.lower == jnp.inf, axis=-1, keepdims=True)
+    return Interval(*(jnp.where(nowhere, jnp.nan, end) for end in (lower, upper)))
+
+
 def _log_softmax_interval(x: Interval) -> Interval:
     """Exact: element j is highest where x_j is and all others are lowest."""
     low, high = _finite(x)
-    return Interval(-jax.nn.softplus(_log_others(high) - low), -jax.nn.softplus(_log_others(low) - high))
+    return _defined(x, -jax.nn.softplus(_log_others(high) - low), -jax.nn.softplus(_log_others(low) - high))
 
 
 def _softmax_interval(x: Interval) -> Interval:
     low, high = _finite(x)
-    return Interval(jax.nn.sigmoid(low - _log_others(high)), jax.nn.sigmoid(high - _log_others(low)))
+    return _defined(x, jax.nn.sigmoid(low - _log_others(high)), jax.nn.sigmoid(high - _log_others(low)))
 
 
 def _lse(x: Array) -> Array:

@@ -60,7 +60,8 @@ def _relax_tan(x: Interval, free: Freedom | None = None, **_: Any) -> Relaxation
 
 
 def _between_poles(x: Interval) -> Array:
-    turn, edge = _tan_piece(x) * math.pi, math.pi / 2 - 1e-5  # closer to a pole tan is a matter of rounding
+    turn = _tan_piece(x) * math.pi
+    edge = math.pi / 2 - 1e-5 - 4 * jnp.finfo(turn.dtype).eps * jnp.abs(turn)  # closer to a pole tan is rounding
     return (x.lower - turn > -edge) & (x.upper - turn < edge)
 
 

@@ -111,3 +111,15 @@ def test_errors_and_labels_name_the_line_of_the_user():
     layers = jaxbound.layer_bounds(lambda x: jax.nn.softmax(x))(soundness.box([0.0, 1.0], 0.1))
     (label,) = layers
     assert "softmax" in label and "test_composites.py" in label
+
+
+def test_a_norm_with_a_number_for_each_row_is_another():
+    """Sums of a scalar and an array have no broadcast: the primitives alone would be those of one number."""
+    eps = jnp.array([1e-3, 1.0, 100.0])
+
+    def fn(x):
+        return x * jax.lax.rsqrt(jnp.mean(x * x, axis=-1) + eps)[:, None]
+
+    x = jnp.array([[1.0, -2.0, 0.5], [0.3, 0.2, 1.0], [2.0, 1.0, -1.0]])
+    for end in jaxbound.ibp(fn)(jaxbound.Interval(x, x)):
+        np.testing.assert_allclose(end, fn(x), rtol=1e-4)

@@ -166,3 +166,44 @@ def test_a_ball_stays_one_until_the_first_layer(make_ball, dual):
     twice = jaxbound.ibp(lambda x: W1 @ (x + x[::-1]) + B1)(region)
     box_of_it = jaxbound.ibp(lambda x: W1 @ (x + x[::-1]) + B1)(jaxbound.sets.bounding_box(region))
     np.testing.assert_allclose(twice, box_of_it, rtol=1e-12)
+
+
+@pytest.mark.parametrize("make_ball", [jaxbound.l1_ball, jaxbound.l2_ball])
+@pytest.mark.parametrize(
+    "spread", [jnp.add, jnp.subtract, jnp.multiply, jnp.divide, lambda one, x: jnp.multiply(x, one)]
+)
+def test_a_scalar_of_a_ball_among_arrays_is_read_by_each_of_theirs(make_ball, spread):
+    """A primitive takes a scalar next to an array without a broadcast."""
+
+    def fn(x):
+        return jnp.sum(spread(x[0], jnp.ones(4)))[None]
+
+    ball = make_ball(jnp.zeros(2), 1.0)
+    lower, upper = jaxbound.ibp(fn)(ball)
+    ends = [fn(jnp.array([end, 0.0])) for end in (-1.0, 1.0)]
+    np.testing.assert_allclose([lower, upper], ends, rtol=1e-12)
+    assert jaxbound.crown_ibp(lambda x: jax.nn.relu(fn(x)))(ball).upper >= max(ends)
+
+
+@pytest.mark.parametrize("method", [jaxbound.ibp, jaxbound.crown_ibp, jaxbound.crown, jaxbound.lbp])
+@pytest.mark.parametrize("first", [lambda x: x, jax.nn.relu])
+def test_coefficients_that_overflow_verify_nothing(method, first):
+    """Each value fits into half precision, and the product of the last two factors does not."""
+    half = jnp.float16
+
+    def fn(x):
+        return first(x * half(0.01)) * half(300) * half(300) - half(20)
+
+    box = jaxbound.Interval(jnp.array([0.01], half), jnp.array([0.02], half))
+    assert method(fn)(box, spec=jnp.ones((1, 1), half)) <= fn(box.lower).min()
+
+
+def test_the_middle_of_large_numbers():
+    half = jnp.float16
+    x = jnp.array([40000.0], half)
+
+    def fn(x):
+        return jax.nn.relu(half(5000) - jnp.array([[0.1]], half) @ x)
+
+    lower, upper = jaxbound.ibp(fn)(jaxbound.Interval(x, x))
+    np.testing.assert_array_equal([lower, upper], [fn(x)] * 2)

@@ -73,3 +73,13 @@ def test_balls_through_a_network_are_sound(double):
     for ball in (jaxbound.l1_ball, jaxbound.l2_ball):
         for options in ({}, {"clip": (0.0, 1.0)}, {"mean": jnp.full(4, 0.3), "std": jnp.array([0.2, 0.5, 1.0, 0.7])}):
             soundness.check(fn, ball(x, 0.3, **options), nested=False)
+
+
+def test_constants_over_a_scalar():
+    soundness.check(lambda x: jnp.array([1.0, -2.0, 3.0]) / x[0], jaxbound.Interval(jnp.ones(1), 2 * jnp.ones(1)))
+
+
+def test_a_quotient_of_numbers_whose_reciprocals_are_too_small():
+    x = jnp.array([2e38], jnp.float32)
+    for end in jaxbound.ibp(lambda x: x / (x + 0))(jaxbound.Interval(x, x)):
+        np.testing.assert_allclose(end, 1, rtol=1e-6)

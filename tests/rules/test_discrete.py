@@ -82,3 +82,37 @@ def test_extremes_of_types():
     assert discrete.extremes(jnp.dtype(bool)) == (False, True)
     assert discrete.extremes(jnp.dtype("uint8")) == (0, 255)
     assert discrete.extremes(jnp.dtype("bfloat16")) == (-np.inf, np.inf)
+
+
+@pytest.mark.parametrize(
+    "fn, box",
+    [
+        (lambda x: lax.reduce_and(x, (0,)), (6.0, 6.0)),
+        (lambda x: lax.reduce_or(x, (0,)), (6.0, 6.0)),
+        (lambda x: jnp.prod(jnp.concatenate([x, x])), (4e4, 6e4)),
+        (lambda x: jnp.cumprod(jnp.concatenate([x, x]))[-1], (4e4, 6e4)),
+        (lambda x: lax.div(x, jnp.full_like(x, -1))[0], (-3e9, 3e9)),
+    ],
+)
+def test_integers_by_bits_and_beyond_their_range(fn, box):
+    def whole(x):
+        return fn((jnp.array([0, -3]) + x.astype(jnp.int32)).astype(jnp.int32)).astype(float)
+
+    lower, upper = jaxbound.ibp(whole)(jaxbound.Interval(*(jnp.array([end]) for end in box)))
+    for x in np.linspace(*box, 101):
+        assert lower <= whole(jnp.array([x])) <= upper
+
+
+def test_what_is_no_number_decides_nothing():
+    box = jaxbound.Interval(jnp.array([-1.0]), jnp.array([1.0]))
+    for compare in (lax.le, lax.lt, lax.ge, lax.ne):
+        lower, upper = jaxbound.ibp(lambda x, c=compare: jnp.where(c(jnp.log(x), jnp.inf), 0.0, 1.0))(box)
+        assert (lower, upper) == (0, 1)
+
+
+def test_integers_selected_by_their_sign():
+    def fn(x):
+        count = x.astype(jnp.int32) * 3 + 1
+        return jnp.where(count > 0, count, 0).astype(float)
+
+    soundness.check(fn, jaxbound.Interval(-jnp.ones(1), 2 * jnp.ones(1)))

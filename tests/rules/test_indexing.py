@@ -54,3 +54,11 @@ def test_a_position_outside_of_the_array_reads_what_is_filled_in():
     assert jaxbound.ibp(lambda x: values.at[x.astype(int)].get(mode="fill", fill_value=-3.0))(box) == (-3, 3)
     assert jaxbound.ibp(lambda x: values.at[x.astype(int)].get(mode="fill"))(box) == (-jnp.inf, jnp.inf)
     assert jaxbound.ibp(lambda x: values.at[x.astype(int)].get(mode="clip"))(box) == (2, 3)
+
+
+def test_both_zeros_may_be_the_largest():
+    zero = jnp.zeros(1)
+    found = jaxbound.ibp(lambda x: lax.top_k(jnp.concatenate([-x, x]), 1)[1].astype(float))(
+        jaxbound.Interval(zero, zero)
+    )
+    np.testing.assert_array_equal(found, [[0.0], [1.0]])

@@ -83,3 +83,16 @@ def test_clips_have_the_lines_of_a_ramp():
         for side, expected in zip(found, lines, strict=True):
             for z in (*x, jnp.zeros(4)):
                 np.testing.assert_allclose(side(z), expected(z + 1) - 1, atol=1e-6)
+
+
+@pytest.mark.parametrize("method", [jaxbound.ibp, jaxbound.crown_ibp])
+def test_remainders_of_what_may_be_nan(method):
+    box = jaxbound.Interval(jnp.array([-1.0]), jnp.array([1.0]))
+    for fn in (lambda x: lax.rem(jnp.log(x), 1.0), lambda x: lax.rem(jnp.sqrt(x) - 2, 3.0)):
+        np.testing.assert_array_equal(method(fn)(box), [[-jnp.inf], [jnp.inf]])
+
+
+def test_the_least_integer_has_no_absolute_value():
+    box = jaxbound.Interval(jnp.array([-3e9]), jnp.array([0.0]))
+    lower, upper = jaxbound.ibp(lambda x: jnp.abs(x.astype(jnp.int32)).astype(float))(box)
+    assert lower <= -(2.0**31) and upper >= 2.0**31 - 1

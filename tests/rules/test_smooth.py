@@ -155,3 +155,19 @@ def test_lines_of_exp_stay_positive(double):
 def test_derivative():
     x = jnp.linspace(-2, 2, 9)
     np.testing.assert_allclose(derivative(jnp.tanh)(x), 1 - jnp.tanh(x) ** 2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fn", [lambda x: lax.rsqrt(-x), lambda x: (-x) ** -1.0, lambda x: lax.pow(-x, jnp.full_like(x, -0.5))]
+)
+@pytest.mark.parametrize("method", [jaxbound.ibp, jaxbound.crown_ibp])
+def test_a_pole_at_minus_zero(fn, method):
+    box = jaxbound.Interval(jnp.array([-4.0]), jnp.array([0.0]))
+    lower, upper = jax.jit(method(fn))(box)
+    for x in (-4.0, -1.0, -1e-2, -1e-30):
+        assert lower <= fn(jnp.array([x])) <= upper
+
+
+def test_constant_powers_of_a_scalar():
+    powers = jnp.array([0.5, -2.0, 3.0])
+    soundness.check(lambda x: x[0] ** powers, jaxbound.Interval(jnp.ones(1), 2 * jnp.ones(1)))

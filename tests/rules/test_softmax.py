@@ -121,3 +121,14 @@ def test_attention_over_sets(double):
     soundness.check(
         attention, (soundness.box(query, 0.1), soundness.box(key, 0.2), soundness.box(value, 0.1)), count=50
     )
+
+
+@pytest.mark.parametrize("fn", [jax.nn.softmax, jax.nn.log_softmax])
+@pytest.mark.parametrize("method", [jaxbound.ibp, jaxbound.crown_ibp])
+def test_a_row_that_is_masked_throughout_has_no_bounds(fn, method):
+    box = jaxbound.Interval(jnp.zeros((2, 3)), jnp.ones((2, 3)))
+    mask = jnp.array([[True, True, False], [False, False, False]])
+    lower, upper = method(lambda x: fn(jnp.where(mask, x, -jnp.inf), axis=-1))(box)
+    assert np.isneginf(lower[1]).all() and np.isposinf(upper[1]).all()
+    if method is jaxbound.ibp:
+        assert np.isfinite(upper[0, :2]).all()

@@ -56,3 +56,22 @@ def test_tan_is_tight_on_a_piece_far_from_zero(method, double):
     box = jaxbound.Interval(jnp.array(2 * np.pi - 1.0), jnp.array(2 * np.pi + 1.2))
     lower, upper = method(jnp.tan)(box)
     assert jnp.tan(-1.0) - 1.5 <= lower <= jnp.tan(-1.0) + 1e-9 and jnp.tan(1.2) - 1e-9 <= upper <= jnp.tan(1.2) + 1.5
+
+
+def test_angles_of_what_may_be_nan():
+    box = jaxbound.Interval(jnp.array([-1.0]), jnp.array([1.0]))
+    found = jaxbound.ibp(lambda x: jnp.arctan2(jnp.sqrt(x), 1.0))(box)
+    np.testing.assert_array_equal(found, [[-jnp.inf], [jnp.inf]])
+
+
+def test_poles_of_tan_far_from_zero():
+    """In single precision: the number of half turns is known, and where they end is not."""
+    tan = jaxbound.ibp(jnp.tan)
+    rng = np.random.default_rng(0)
+    low = jnp.asarray(rng.uniform(1e3, 2e4, 500), jnp.float32)
+    high = low + jnp.asarray(rng.uniform(0, 1, 500), jnp.float32)
+    lower, upper = tan(jaxbound.Interval(low, high))
+    for share in np.linspace(0, 1, 201, dtype=np.float32):
+        value = jnp.tan(jnp.clip(low + share * (high - low), low, high))
+        slack = 1e-3 * (1 + value**2)  # the rounding of an angle this large
+        assert jnp.all((lower <= value + slack) & (value - slack <= upper))
