@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jaxbound.rules.curves import concave, convex, enveloped, mirrored, sigmoidal
 from jaxbound.rules.discrete import as_box, integers
 from jaxbound.rules.registry import Enclosed, Nonlinear, register
-from jaxbound.rules.relaxation import Freedom, Relaxation, Scalar, choose, line
+from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, Scalar, choose, line
 from jaxbound.sets import Array, Interval
 
 # (interval, function, derivative, where its lines touch) -> lines
@@ -162,6 +162,8 @@ def _power_of_sets_interval(x: Any, y: Interval, **_: Any) -> Interval:
 
 
 def _relax_power_of_base(x: Array, y: Interval, **_: Any) -> Relaxation:
+    if not jnp.issubdtype(y.lower.dtype, jnp.floating):  # there is no line over integers
+        return Relaxation(*(Affine((), end) for end in _power_of_sets_interval(x, y)))
     return convex(y, lambda v: x**v, lambda v: jnp.log(x) * x**v)
 
 

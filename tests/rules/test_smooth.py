@@ -171,3 +171,11 @@ def test_a_pole_at_minus_zero(fn, method):
 def test_constant_powers_of_a_scalar():
     powers = jnp.array([0.5, -2.0, 3.0])
     soundness.check(lambda x: x[0] ** powers, jaxbound.Interval(jnp.ones(1), 2 * jnp.ones(1)))
+
+
+def test_a_power_whose_exponent_is_an_integer_that_depends_on_a_set():
+    soundness.check(
+        lambda x: lax.pow(jnp.full((1,), 2.0), x.astype(jnp.int32)),
+        jaxbound.Interval(jnp.ones(1), 3 * jnp.ones(1)),
+        gradient=None,
+    )
