@@ -164,6 +164,7 @@ class Program:
       inputs: slots of the arguments that are still open.
       outputs: slots of the results.
       copies: slot of a constant -> the equation that made it by copying a smaller one along new axes.
+      infinite: slots of constants made of a number that is written as infinite, as masks for a softmax are.
     """
 
     equations: tuple[Equation, ...]
@@ -171,12 +172,14 @@ class Program:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     copies: Mapping[int, Equation] = dataclasses.field(default_factory=dict)
+    infinite: frozenset[int] = frozenset()
 
     def specialize(self, values: Sequence[Value | None]) -> "Program":
         """Fixes the inputs whose value is not None and evaluates every equation that needs only those."""
         known = dict(self.constants)
         known |= {slot: value for slot, value in zip(self.inputs, values, strict=True) if value is not None}
         rest, copies, pending = [], dict(self.copies), collections.deque(self.equations)
+        infinite = set(self.infinite) | {slot for slot, value in self.constants.items() if _is_infinite(value)}
         while pending:
             equation = pending.popleft()
             if all(slot in known for slot in equation.inputs):
@@ -184,6 +187,8 @@ class Program:
                 known |= dict(zip(equation.outputs, results, strict=True))
                 if equation.name == "broadcast_in_dim":
                     copies[equation.outputs[0]] = equation
+                if infinite.intersection(equation.inputs):
+                    infinite.update(equation.outputs)
             elif equation.name == "cond":
                 equations, constants = _without_branches(equation, known.get(equation.inputs[0]))
                 pending.extendleft(reversed(equations))
@@ -191,7 +196,7 @@ class Program:
             else:
                 rest.append(_counted(equation, known) if equation.name == "while" else equation)
         still_open = tuple(slot for slot in self.inputs if slot not in known)
-        return Program(tuple(rest), known, still_open, self.outputs, copies)
+        return Program(tuple(rest), known, still_open, self.outputs, copies, frozenset(infinite))
 
     def known_outputs(self, values: Sequence[Value | None]) -> list[Value | None]:
         """The results that follow from the inputs whose value is not None; None for the others."""
@@ -208,7 +213,7 @@ class Program:
                 kept.append(equation)
                 needed |= set(equation.inputs)
         inputs = tuple(slot for slot in sorted(stops) if slot in needed and slot not in self.constants)
-        return Program(tuple(reversed(kept)), self.constants, inputs, outputs, self.copies)
+        return dataclasses.replace(self, equations=tuple(reversed(kept)), inputs=inputs, outputs=outputs)
 
     def among(self, results: Mapping[int, Any]) -> dict[int, Any]:
         """What is known of its equations, by the slots of their first results."""
@@ -234,6 +239,11 @@ class Program:
 
 def _is_concrete(value: Value | None) -> bool:
     return value is not None and not isinstance(value, Tracer)
+
+
+def _is_infinite(value: Value) -> bool:
+    is_number = _is_concrete(value) and np.ndim(value) == 0
+    return is_number and jnp.issubdtype(getattr(value, "dtype", type(value)), jnp.floating) and bool(np.isinf(value))
 
 
 def _fits(number: Value, dtype: Any) -> bool:

@@ -154,12 +154,20 @@ def _between_lines(
             sides.append(apply(rising, *(part[k] for part in parts)) + apply(falling, *(part[1 - k] for part in parts)))
         return Interval(*sides)
 
+    # An infinite bias, as masks have it, says nothing where it meets a slope, and is no 0 * inf where it meets none.
+    finite = image([Interval(*(jnp.where(jnp.isinf(end), 0, end) for end in pair.bias)) for pair in pairs])
+    missing = image([Interval(-_is_infinite(pair.bias.lower), _is_infinite(pair.bias.upper)) for pair in pairs])
     intercepts = (0 if side.intercept is None else side.intercept for side in relaxation)
-    bias = Interval(*(x + c for x, c in zip(image([pair.bias for pair in pairs]), intercepts, strict=True)))
+    lower, upper = (x + c for x, c in zip(finite, intercepts, strict=True))
+    bias = Interval(jnp.where(missing.lower < 0, -jnp.inf, lower), jnp.where(missing.upper > 0, jnp.inf, upper))
     if not pairs:
         flat = jnp.zeros((count, *bias.lower.shape), bias.lower.dtype)
         return AffinePair(Interval(flat, flat), bias)
     return AffinePair(jax.vmap(image)([pair.coeffs for pair in pairs]), bias)
+
+
+def _is_infinite(x: Array) -> Array:
+    return jnp.isinf(x).astype(x.dtype)
 
 
 def _scan(equation: Equation, operands: list[Any], mask: Sequence[bool], relaxations: Nodes) -> Sequence[Any]:

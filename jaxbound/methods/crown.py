@@ -12,7 +12,7 @@ from jaxbound.methods.backward import Combine, bounds_of_walk, unit_rows
 from jaxbound.methods.chunks import Chunks, chunks
 from jaxbound.methods.interval import Propagation, Tighten, propagate
 from jaxbound.methods.locality import RowStrategy, shared_rows
-from jaxbound.methods.problem import Problem, prepare, rule_of, valid_interval
+from jaxbound.methods.problem import Problem, narrowed, prepare, rule_of
 from jaxbound.methods.replay import Nodes
 from jaxbound.methods.rows import lower_rows
 from jaxbound.methods.shared import Sharing, shared_bounds
@@ -159,7 +159,7 @@ def tighten_by_crown(
         found = backward_bounds(cone, lines, inside, like=box, **options)
         if some is not None:
             found = Interval(*(jnp.where(some, end, known) for end, known in zip(found, box, strict=True)))
-        return valid_interval(*combine(box, found))
+        return narrowed(box, combine(box, found))
 
     return tighten
 

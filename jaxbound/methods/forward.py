@@ -12,7 +12,7 @@ from jaxbound.methods.affine import AffinePair, advance, enclosure, identity, lo
 from jaxbound.methods.backward import Combine, bounds_by_rows, unit_rows
 from jaxbound.methods.chunks import WHOLE, Chunks
 from jaxbound.methods.interval import Propagation, Tighten, linear_tail, propagate
-from jaxbound.methods.problem import prepare, valid_interval, valid_lower
+from jaxbound.methods.problem import narrowed, prepare, valid_interval, valid_lower
 from jaxbound.methods.replay import Nodes
 from jaxbound.methods.rows import choose_lines, lower_rows
 from jaxbound.program import Program
@@ -171,7 +171,7 @@ def relaxed_crown(
             shape = jax.ShapeDtypeStruct(box.lower.shape, box.lower.dtype)
             coeffs, bias = unit_rows(lambda units: rows([units]), shape, Chunks(chunk))
             known[slot] = AffinePair(Interval(*(jnp.moveaxis(end, -1, 0) for end in coeffs)), bias)
-            return valid_interval(*combine(box, enclosure(known[slot], sets)))
+            return narrowed(box, combine(box, enclosure(known[slot], sets)))
 
         relaxations = propagate(program, sets, relu, tighten).relaxations
         rows = _looking_back(program, program.outputs, (relaxations, known), depth)
@@ -213,7 +213,7 @@ def _looking_back(program: Program, slots: Sequence[int], found: tuple[Nodes, Pa
 
 def _tighten_by_pairs(reach: Reach, sets: Sequence[Set], combine: Combine) -> Tighten:
     def tighten(slot: int, box: Interval, so_far: Propagation) -> Interval:
-        return valid_interval(*combine(box, enclosure(reach([slot], so_far.relaxations)[slot], sets)))
+        return narrowed(box, combine(box, enclosure(reach([slot], so_far.relaxations)[slot], sets)))
 
     return tighten
 

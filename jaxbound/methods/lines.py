@@ -18,7 +18,7 @@ from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.crown import backward_bounds, is_exact, tighten_by_crown
 from jaxbound.methods.interval import Propagation, propagate
 from jaxbound.methods.locality import shared_rows
-from jaxbound.methods.problem import Problem, is_float, valid_interval
+from jaxbound.methods.problem import Problem, is_float, narrowed
 from jaxbound.methods.replay import Nodes
 from jaxbound.methods.rows import fixed_program, graft, lower_rows, lower_rows_by_lines
 from jaxbound.methods.shared import Sharing
@@ -182,7 +182,7 @@ class Lines:
                 return by_strategy(slot, box, so_far)
             box = tightest(box, self._backward(slot, layer, so_far, free))
             alone = tightest(self.propagation.layers[layer.label], box)
-            return valid_interval(*map(graft, tightest(best.get(layer.label, alone), alone), alone))
+            return narrowed(box, Interval(*map(graft, tightest(best.get(layer.label, alone), alone), alone)))
 
         return propagate(self.problem.program, self.problem.sets, self.relu, tighten)
 

@@ -219,6 +219,12 @@ def is_valid(lower: Array, upper: Array) -> Array:
     return lower - upper <= jnp.where(jnp.isfinite(slack), slack, 0)
 
 
+def narrowed(box: Interval, found: Interval) -> Interval:
+    """The interval of an operand once another bound is combined with its own: what a mask hides remains infinite."""
+    hidden = (box.lower == box.upper) & jnp.isinf(box.lower)
+    return Interval(*(jnp.where(hidden, end, x) for end, x in zip(box, valid_interval(*found), strict=True)))
+
+
 def valid_lower(lower: Array) -> Array:
     """Turns NaN into -inf, and +inf as well: no bound, but coefficients that have overflowed."""
     return jnp.where(lower < jnp.inf, lower, -jnp.inf)

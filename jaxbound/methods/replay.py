@@ -13,8 +13,8 @@ import jax.numpy as jnp
 
 from jaxbound.methods.control import closed_results
 from jaxbound.methods.problem import is_float, rule_of, rule_params
-from jaxbound.program import Equation, Program, Scan, walk
-from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, Rule
+from jaxbound.program import LOOPS, Equation, Program, Scan, walk
+from jaxbound.rules.registry import Coefficient, Enclosed, Linear, Nonlinear, Rule
 from jaxbound.sets import Array
 
 # Per nonlinear equation, by its first result's slot: a relaxation; for a scan such a mapping stacked over its steps;
@@ -31,26 +31,29 @@ class Stage(NamedTuple):
       nonlinear: (apply, operands, state, one) -> result, where `apply(slopes, *operands)` is the rule's reading of the
         slopes of one line and the state is what the stage knows of the equation.
       form: (rule, which_operands_are_open) -> the function that computes the operation, None for the primitive itself.
+      infinite: (constant, one) -> their product, for a constant that may be infinite.
     """
 
     nonlinear: Callable[[Callable[..., Array], Sequence[Array], Any, Array], Array]
     form: Callable[[Coefficient, Sequence[bool]], Callable[..., Array] | None]
+    infinite: Callable[[Array, Array], Array]
 
 
 def replay(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, stage: Stage) -> list[Array]:
     """The outputs of a program at a stage, with the states of its nonlinear equations; linear in inputs and tap."""
     values, is_open = replayed(program, inputs, one, states, stage), program.open_slots()
-    return [values[slot] if slot in is_open else _tap(program, one, slot, values[slot]) for slot in program.outputs]
+    tap = _tap(program, one, stage, _masks(program))
+    return [values[slot] if slot in is_open else tap(slot, values[slot]) for slot in program.outputs]
 
 
 def replayed(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes, stage: Stage) -> Mapping[int, Array]:
     """The values of all slots of a program at a stage."""
-    local = isinstance(one, Mapping)
+    local, masks = isinstance(one, Mapping), _masks(program)
 
     def at(slot: int) -> Array:
         return one[slot] if isinstance(one, Mapping) else one
 
-    tap = functools.partial(_tap, program, one)
+    tap = _tap(program, one, stage, masks)
 
     def handler(equation: Equation, operands: list[Array], mask: tuple[bool, ...]) -> Sequence[Array]:
         if equation.name == "scan":
@@ -64,7 +67,8 @@ def replayed(program: Program, inputs: Sequence[Array], one: Tap, states: Nodes,
         if isinstance(rule, Nonlinear):
             return [stage.nonlinear(*reading(rule, equation, operands, mask), state, at(equation.outputs[0]))]
         if isinstance(rule, Linear) and (rule.offset or local and _has_constant(rule, mask)):
-            return _with_offset(equation, operands, mask, at)
+            infinite = None if masks.isdisjoint(equation.inputs) else stage.infinite
+            return _with_offset(equation, operands, mask, at=at, infinite=infinite)
         if isinstance(rule, Linear):
             operands = [
                 x if flag or not rule.is_linear_in(k) else tap(equation.inputs[k], x)
@@ -84,12 +88,38 @@ def reading(
     return apply, [x for x, flag in zip(operands, mask, strict=True) if flag and is_float(x)]
 
 
-def _tap(program: Program, one: Array, slot: int, constant: Array) -> Array:
-    """A constant of a slot, tapped; if it was copied, before it is, so that its share of the bias is summed first."""
-    copied = program.copies.get(slot)
-    if copied is None:
-        return _tapped(constant, one)
-    return copied.apply(_tapped(program.constants[copied.inputs[0]], one))[0]
+def _tap(program: Program, one: Array, stage: Stage, masks: frozenset[int]) -> Callable[[int, Array], Array]:
+    """(slot, constant) -> the constant tapped; before it was copied, if it was, so that its bias is summed first."""
+
+    def tap(slot: int, constant: Array) -> Array:
+        if slot in masks and is_float(constant):
+            return stage.infinite(constant, one)
+        copied = program.copies.get(slot)
+        if copied is None:
+            return _tapped(constant, one)
+        return copied.apply(_tapped(program.constants[copied.inputs[0]], one))[0]
+
+    return tap
+
+
+def _masks(program: Program) -> frozenset[int]:
+    """The infinite constants, if nothing but moving them happens before a nonlinear equation takes them, else none.
+
+    What meets a coefficient of zero, or cancels, makes the function NaN, and NaN must not get a bound.
+    """
+    is_open, carrying = program.open_slots(), set(program.infinite)
+    for equation in program.equations if carrying else ():
+        met = [k for k, slot in enumerate(equation.inputs) if slot in carrying and is_float(equation.types[k])]
+        mask = [slot in is_open for slot in equation.inputs]
+        rule = None if equation.name in (*LOOPS, "stop_gradient") else rule_of(equation, mask)
+        if not met or isinstance(rule, Nonlinear | Enclosed):
+            continue
+        whole = all(mask[k] or equation.types[k].shape == equation.shapes[0].shape for k in met)
+        linear = isinstance(rule, Linear) and len(met) == 1 and rule.is_linear_in(met[0])
+        if not (equation.name == "stop_gradient" or linear and whole):
+            return frozenset()
+        carrying.update(equation.outputs)
+    return program.infinite
 
 
 def _is_constant(equation: Equation, state: Any) -> bool:
@@ -98,12 +128,19 @@ def _is_constant(equation: Equation, state: Any) -> bool:
 
 
 def _with_offset(
-    equation: Equation, operands: Sequence[Array], mask: Sequence[bool], at: Callable[[int], Array]
+    equation: Equation,
+    operands: Sequence[Array],
+    mask: Sequence[bool],
+    *,
+    at: Callable[[int], Array],
+    infinite: Callable[[Array, Array], Array] | None,
 ) -> list[Array]:
-    """The results of a linear equation, with their constant part tapped."""
+    """The results of a linear equation, with their constant part tapped, by a function of its own if it is infinite."""
     constant = equation.apply(*(jnp.zeros_like(x) if flag else x for x, flag in zip(operands, mask, strict=True)))
     results = zip(equation.outputs, equation.apply(*operands), constant, strict=True)
-    return [x + _tapped(c, at(slot) - 1) for slot, x, c in results]
+    if infinite is None:
+        return [x + _tapped(c, at(slot) - 1) for slot, x, c in results]
+    return [jnp.where(jnp.isinf(c), 0, x - c) + infinite(c, at(slot)) for slot, x, c in results]
 
 
 def _constants(

@@ -204,8 +204,31 @@ def _chosen(
     return linear + jnp.where(takes_lower, 0 if lower.intercept is None else lower.intercept, upper.intercept)
 
 
-_CHOOSE = Stage(_relaxed, lambda rule, mask: rule.apply_to_transpose if mask[0] else None)
-_EVALUATE = Stage(_chosen, lambda rule, mask: rule.apply)
+@jax.custom_vjp
+def _where_met(constant: Array, one: Array) -> Array:
+    """constant * one, elementwise; backwards, an infinite constant adds nothing where it meets no coefficient.
+
+    What a mask hides from a softmax is -inf, and no line around the softmax has a slope there: that is no 0 * inf.
+    """
+    return _finite(constant) * one
+
+
+_where_met.defvjp(
+    lambda constant, one: (_where_met(constant, one), constant),
+    lambda constant, ct: (None, jnp.where(ct == 0, 0, ct * constant)),
+)
+
+
+def _finite(x: Array) -> Array:
+    return jnp.where(jnp.isinf(x), 0, x)
+
+
+_CHOOSE = Stage(
+    _relaxed,
+    lambda rule, mask: rule.apply_to_transpose if mask[0] else None,
+    lambda constant, one: _where_met(constant, jnp.broadcast_to(one.astype(constant.dtype), constant.shape)),
+)
+_EVALUATE = Stage(_chosen, lambda rule, mask: rule.apply, lambda constant, one: _finite(constant) * one)
 
 
 def _product(x: Array, y: Array, shape: tuple[int, ...]) -> Array:

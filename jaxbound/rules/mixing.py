@@ -86,6 +86,7 @@ def _best(x: Interval, planes: Planes, end: Array, sign: int) -> Affine:
     score = jnp.where(usable, sign * value, -jnp.inf)
     # On a point all are equal, and which is chosen must not hang on a rounding: slopes and intercept have to agree.
     better = jnp.max(score, axis=0) > sign * end + 256 * jnp.finfo(end.dtype).eps * (1 + jnp.abs(end))
+    better |= jnp.isinf(end) & jnp.any(usable, axis=0)  # what is infinite is no intercept
     (index,) = settled(jnp.where(better, jnp.argmax(score, axis=0), len(own)))
 
     def chosen(options: Array, otherwise: Array | float) -> Array:

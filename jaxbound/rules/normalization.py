@@ -196,6 +196,7 @@ def _bounded(row_of: Callable[[Interval, Array], _Row]) -> Nonlinear:
         invalid, unbounded = (
             jnp.any(test(x.lower) | test(x.upper), axis=-1, keepdims=True) for test in (jnp.isnan, jnp.isinf)
         )
+        invalid |= jnp.any(jnp.isinf(x.lower) & (x.lower == x.upper), axis=-1, keepdims=True)  # inf / inf
         at_most = jnp.where(invalid, jnp.nan, row.factor)
         return Interval(
             *(jnp.where(unbounded, sign * at_most, end) for sign, end in zip((-1, 1), _interval(row), strict=True))

@@ -63,7 +63,8 @@ def _defined(x: Interval, lower: Array, upper: Array) -> Interval:
 def _log_softmax_interval(x: Interval) -> Interval:
     """Exact: element j is highest where x_j is and all others are lowest."""
     low, high = _finite(x)
-    return _defined(x, -jax.nn.softplus(_log_others(high) - low), -jax.nn.softplus(_log_others(low) - high))
+    lower = jnp.where(x.lower == -jnp.inf, -jnp.inf, -jax.nn.softplus(_log_others(high) - low))
+    return _defined(x, lower, -jax.nn.softplus(_log_others(low) - high))
 
 
 def _softmax_interval(x: Interval) -> Interval:

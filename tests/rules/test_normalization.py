@@ -150,3 +150,10 @@ def test_derivatives_of_bounds(double):
         along = jnp.array([1.0, -2.0, 0.5, 0.3])
         moved = [jax.jit(bound)(x + sign * step * along, radius) for sign in (1, -1)]
         np.testing.assert_allclose(gradients[0] @ along, (moved[0] - moved[1]) / (2 * step), rtol=1e-4)
+
+
+def test_a_row_with_an_infinite_element_has_no_norm():
+    box = jaxbound.Interval(jnp.array([0.0, -jnp.inf, 1.0]), jnp.array([1.0, -jnp.inf, 2.0]))
+    for norm in (layer_norm, rms_norm):
+        lower, upper = jaxbound.ibp(lambda x, norm=norm: norm(x, 1e-5))(box)
+        assert np.isneginf(lower).all() and np.isposinf(upper).all()

@@ -1,3 +1,4 @@
+import functools
 import itertools
 
 import jax
@@ -132,3 +133,79 @@ def test_a_row_that_is_masked_throughout_has_no_bounds(fn, method):
     assert np.isneginf(lower[1]).all() and np.isposinf(upper[1]).all()
     if method is jaxbound.ibp:
         assert np.isfinite(upper[0, :2]).all()
+
+
+MASK = jnp.tril(jnp.ones((3, 3), bool))
+V = soundness.weights(3, 2)
+MASKED = {
+    "where": lambda x, low: jax.nn.softmax(jnp.where(MASK, x, low)) @ V,
+    "added": lambda x, low: jax.nn.softmax(x + jnp.where(jnp.tril(jnp.ones((3, 3), bool)), 0.0, low)) @ V,
+    "attention": lambda x, low: jax.nn.softmax(jnp.where(MASK, x @ x.T, low)) @ x,
+    "log_softmax": lambda x, low: jnp.where(MASK, jax.nn.log_softmax(jnp.where(MASK, x, low)), 0.0),
+    "logsumexp": lambda x, low: jax.nn.logsumexp(jnp.where(MASK, x, low), axis=1),
+    "max": lambda x, low: jnp.max(x, axis=1, initial=low, where=MASK),
+}
+
+
+def square(eps):
+    return jaxbound.linf_ball(jnp.array(soundness.weights(3, 3, seed=1), float), eps, clip=None)
+
+
+@pytest.mark.parametrize("name", MASKED)
+def test_a_mask_of_minus_infinity_is_one_of_large_numbers(name, double):
+    """Nothing hangs on its size, in the bounds and in their derivatives."""
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def both(low, eps):
+        def lowest(eps):
+            lower, upper = jaxbound.crown_ibp(lambda x: MASKED[name](x, low))(square(eps))
+            return jnp.sum(lower), (lower, upper)
+
+        return jax.grad(lowest, has_aux=True)(eps)
+
+    jax.tree.map(lambda *x: np.testing.assert_allclose(*x, rtol=1e-6, atol=1e-9), both(-jnp.inf, 0.1), both(-1e6, 0.1))
+
+
+@pytest.mark.parametrize("method", [jaxbound.crown, jaxbound.lbp, jaxbound.crown_lbp])
+def test_every_method_sees_what_a_mask_hides(method, double):
+    attention = MASKED["attention"]
+    found = jax.jit(method(lambda x: attention(x, -jnp.inf)))(square(0.1))
+    expected = jax.jit(method(lambda x: attention(x, -1e6)))(square(0.1))
+    for end, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(end, other, rtol=1e-6)
+
+
+def test_masked_attention_is_sound(double):
+    soundness.check(lambda x: MASKED["attention"](x, -jnp.inf), square(0.2), methods=METHODS)
+
+
+def masked(x):
+    return jnp.where(MASK, x, -jnp.inf)
+
+
+@pytest.mark.parametrize("method", [jaxbound.crown_ibp, jaxbound.crown, jaxbound.lbp])
+@pytest.mark.parametrize(
+    "undefined",
+    [
+        lambda x: jax.nn.relu(masked(x)[:2] @ jnp.zeros((3, 3))),
+        lambda x: masked(x)[0, 1:] - masked(x)[1, 2:],
+        lambda x: (lambda y: y[0, 3:] - y[1, 3:])(jnp.pad(x, ((0, 0), (0, 2)), constant_values=-jnp.inf)),
+        lambda x: jax.lax.scan(lambda c, row: (c, jnp.where(MASK[0, 1:], row[1:], -jnp.inf) * 0), 0, x)[1],
+    ],
+)
+def test_an_infinite_constant_that_makes_nan_is_no_mask(undefined, method):
+    assert np.isnan(undefined(square(0.0).lower)).all()
+    lower, upper = jax.jit(method(undefined))(square(0.1))
+    assert np.isneginf(lower).all() and np.isposinf(upper).all()
+
+
+@pytest.mark.parametrize("method", [jaxbound.crown_ibp, jaxbound.lbp])
+def test_an_infinite_result_has_no_finite_bound(method):
+    lower, upper = method(masked)(square(0.1))
+    assert np.isneginf(lower[~MASK]).all()
+    np.testing.assert_allclose(upper[MASK] - lower[MASK], 0.2, rtol=1e-5)
+
+
+def test_the_logarithm_of_a_hidden_probability_is_infinite(double):
+    lower, upper = jaxbound.ibp(lambda x: jax.nn.log_softmax(masked(x)))(square(0.1))
+    assert np.isneginf(lower[~MASK]).all() and np.isfinite(lower[MASK]).all() and np.isfinite(upper[MASK]).all()
