@@ -177,7 +177,7 @@ def _of_numbers(interval: Callable[..., Interval]) -> Enclosed:
     """Floats by an interval function, integers by the same with an eye on their range."""
     counted = integers(interval, (0,))
 
-    def either(x: Interval, **params: Any) -> Interval:
+    def either(x: Interval, **params: Any) -> Interval | list[Interval]:
         return (interval if jnp.issubdtype(x.lower.dtype, jnp.floating) else counted.interval)(x, **params)
 
     return Enclosed(either, (0,))
