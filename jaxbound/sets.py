@@ -223,7 +223,7 @@ def linf_ball(x: Any, eps: Any, clip: tuple[Any, Any] | None = (0.0, 1.0), *, me
       An Interval for every array of x.
 
     Raises:
-      ValueError: eps is negative or NaN, x has a NaN, or the shapes do not fit.
+      ValueError: eps is negative or NaN, x has a NaN or lies outside of `clip`, or the shapes do not fit.
       TypeError: x has integers.
 
     Example:
@@ -236,6 +236,7 @@ def linf_ball(x: Any, eps: Any, clip: tuple[Any, Any] | None = (0.0, 1.0), *, me
 
     def box(leaf: Array) -> Interval:
         leaf, size = _checked(leaf, eps)
+        _refuse_outside(leaf, clip)
         ends = Interval(leaf - size, leaf + size)
         return _normalised(_clipped(ends, clip), mean, std)
 
@@ -281,6 +282,20 @@ def _clipped(box: Interval, clip: tuple[Any, Any] | None) -> Interval:
     if clip is None:
         return box
     return Interval(jnp.maximum(box.lower, clip[0]), jnp.minimum(box.upper, clip[1]))
+
+
+def _refuse_outside(x: Array, clip: tuple[Any, Any] | None) -> None:
+    """Raises where clipping is known to leave x out of its own set, as it does with inputs that are normalised."""
+    if clip is None or not all(map(_concrete, (x, *clip))):
+        return
+    low, high = map(np.asarray, clip)
+    outside = int(((x < low - 1e-3 * (high - low)) | (x > high + 1e-3 * (high - low))).sum())
+    if outside:
+        raise ValueError(
+            f"{outside} of the {x.size} elements of the input lie outside of clip=({low}, {high}), the range of "
+            f"pixels: pass pixels, with mean= and std= if the network's input is normalised, or another clip= "
+            f"(None: no range)"
+        )
 
 
 def _normalised(box: Interval, mean: Any, std: Any) -> Interval:

@@ -60,3 +60,13 @@ def test_sets_are_pytrees_that_vmap():
     balls = jaxbound.l2_ball(jnp.zeros((3, 2)), jnp.array([1.0, 2.0, 3.0]), clip=(-1.0, 1.0))
     sizes = jax.vmap(lambda ball: jaxbound.LinearBound(jnp.ones((1, 2)), jnp.zeros(1)).concretize(ball))(balls)
     np.testing.assert_allclose(sizes[:, 0], [-np.sqrt(2), -2, -2], rtol=1e-6)
+
+
+def test_an_input_outside_of_the_pixel_range_is_refused():
+    """Normalised inputs, clipped like pixels, would make boxes that leave the inputs out."""
+    x = jnp.array([-0.05, 0.5, 2.0])
+    with pytest.raises(ValueError, match=r"2 of the 3 elements .* outside of clip=\(0.0, 1.0\)"):
+        jaxbound.linf_ball(x, 0.1)
+    np.testing.assert_allclose(jaxbound.linf_ball(x, 0.1, clip=(-1, 2)).upper, [0.05, 0.6, 2.0], rtol=1e-6)
+    np.testing.assert_allclose(jaxbound.linf_ball(x, 0.1, clip=None).upper, x + 0.1)
+    np.testing.assert_allclose(jaxbound.linf_ball(jnp.array([1.0001]), 0.1).upper, 1)
