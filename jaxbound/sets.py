@@ -288,8 +288,8 @@ def _refuse_outside(x: Array, clip: tuple[Any, Any] | None) -> None:
     """Raises where clipping is known to leave x out of its own set, as it does with inputs that are normalised."""
     if clip is None or not all(map(_concrete, (x, *clip))):
         return
-    low, high = map(np.asarray, clip)
-    outside = int(((x < low - 1e-3 * (high - low)) | (x > high + 1e-3 * (high - low))).sum())
+    pixels, low, high = (np.asarray(value, np.float64) for value in (x, *clip))
+    outside = int(((pixels < low - 1e-3 * (high - low)) | (pixels > high + 1e-3 * (high - low))).sum())
     if outside:
         raise ValueError(
             f"{outside} of the {x.size} elements of the input lie outside of clip=({low}, {high}), the range of "

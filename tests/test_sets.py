@@ -70,3 +70,4 @@ def test_an_input_outside_of_the_pixel_range_is_refused():
     np.testing.assert_allclose(jaxbound.linf_ball(x, 0.1, clip=(-1, 2)).upper, [0.05, 0.6, 2.0], rtol=1e-6)
     np.testing.assert_allclose(jaxbound.linf_ball(x, 0.1, clip=None).upper, x + 0.1)
     np.testing.assert_allclose(jaxbound.linf_ball(jnp.array([1.0001]), 0.1).upper, 1)
+    np.testing.assert_allclose(jax.jit(lambda eps: jaxbound.linf_ball(jnp.ones(1, jnp.bfloat16), eps).upper)(0.1), 1)
