@@ -3,6 +3,7 @@
 `trace` inlines every call; loops and recognised activations stay whole.
 """
 
+import dataclasses
 import itertools
 import os
 import sys
@@ -98,6 +99,8 @@ class _Inliner:
             if params is None:
                 return self.inline(inner, inputs, source)
             return self.append(eqn, inputs, source, name=eqn.params["name"], params=params, fn=core.jaxpr_as_fun(inner))
+        if name == "call_hi_primitive":
+            return self.expanded(eqn.params["_prim"], inputs, source)
         if name in _OF_ITSELF and inputs[0] == inputs[1]:
             name, fn = _OF_ITSELF[name]
             return self.append(eqn, inputs[:1], source, name=name, params={}, fn=fn)
@@ -112,6 +115,17 @@ class _Inliner:
         if name in _PARTS:
             params = {**params, **_PARTS[name](eqn, self.part)}
         return self.append(eqn, inputs, source, name=name, params=params, fn=_binder(eqn))
+
+    def expanded(self, primitive: Any, inputs: list[int], source: str) -> Sequence[int]:
+        """A primitive that says by other ones what it does, as some of JAX 0.12 do; all of it is of its own line."""
+
+        def expand(*operands: Value) -> Any:
+            return primitive.expand(*jax.tree.unflatten(primitive.in_tree, operands))
+
+        first = len(self.equations)
+        outputs = self.inline(jax.make_jaxpr(expand)(*primitive.in_avals_flat), inputs, source)
+        self.equations[first:] = [dataclasses.replace(equation, source=source) for equation in self.equations[first:]]
+        return outputs
 
     def part(self, closed: core.ClosedJaxpr) -> Program:
         """A branch or a loop's body, with slots of its own."""

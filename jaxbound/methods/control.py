@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxbound.methods.problem import is_float, rule_params, valid_interval
 from jaxbound.program import Equation, Program, Scan, While
-from jaxbound.rules.discrete import as_box, extremes, hull, is_bool
+from jaxbound.rules.discrete import as_box, extremes, hull, is_bool, unknown
 from jaxbound.rules.registry import Enclosed
 from jaxbound.rules.relaxation import Affine, Relaxation
 from jaxbound.sets import Array, Interval, is_set
@@ -146,5 +146,4 @@ def _nothing(like: Interval) -> Interval:
 
 def _unless(known: Array, box: Interval) -> Interval:
     """The interval if it is known, else everything."""
-    least, greatest = extremes(box.lower.dtype)
-    return Interval(jnp.where(known, box.lower, least), jnp.where(known, box.upper, greatest))
+    return Interval(*(jnp.where(known, *ends) for ends in zip(box, unknown(box.lower), strict=True)))

@@ -101,12 +101,13 @@ def _logic(fn: Callable) -> Enclosed:
         x, y = as_box(x), as_box(y)
         values = [fn(a, b) for a in x for b in y]
         boxes = [Interval(value, value) for value in values]
-        return hull(*boxes) if is_bool(x.lower.dtype) else _unknown(values[0])
+        return hull(*boxes) if is_bool(x.lower.dtype) else unknown(values[0])
 
     return Enclosed(interval)
 
 
-def _unknown(like: Array) -> Interval:
+def unknown(like: Array) -> Interval:
+    """All values of an array's type."""
     return Interval(*(jnp.full_like(like, end) for end in extremes(jnp.result_type(like))))
 
 
@@ -122,7 +123,7 @@ def _logic_of_all(fn: Callable) -> Enclosed:
     def interval(x: Interval, *, axes: Sequence[int], **_: Any) -> Interval:
         if is_bool(x.lower.dtype):
             return Interval(*(fn(end, axis=axes) for end in x))
-        return _unknown(jnp.max(x.lower, axis=axes, initial=0))
+        return unknown(jnp.max(x.lower, axis=axes, initial=0))
 
     return Enclosed(interval)
 
@@ -144,8 +145,7 @@ def integers(interval: Callable[..., Interval], positions: tuple[int, ...] | Non
         lower, upper = interval(*wide, **params)
         # Rounded to float32 a number is off by a few parts in 10^7, and a sum by that of its largest part.
         safe = (lower >= 0.99 * least) & (upper <= 0.99 * greatest)
-        unknown = _unknown(exact.lower)
-        return Interval(*(jnp.where(safe, end, all_) for end, all_ in zip(exact, unknown, strict=True)))
+        return Interval(*(jnp.where(safe, *ends) for ends in zip(exact, unknown(exact.lower), strict=True)))
 
     return Enclosed(checked, positions)
 

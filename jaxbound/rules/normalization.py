@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxbound.rules.activations import whole
 from jaxbound.rules.mixing import Planes, mixing
 from jaxbound.rules.registry import Nonlinear
-from jaxbound.rules.relaxation import chord_slope, settled
+from jaxbound.rules.relaxation import chord_slope, highest, lowest, settled
 from jaxbound.rules.softmax import others
 from jaxbound.sets import Array, Interval, midpoint, radius
 
@@ -70,7 +70,7 @@ def _unit(x: Interval, eps: Array, center: Array) -> tuple[Interval, Array, Arra
 def _squares(x: Interval) -> Interval:
     """The ranges of the squares."""
     nearest = jnp.clip(jnp.zeros_like(x.lower), x.lower, x.upper)
-    return Interval(nearest**2, jnp.maximum(x.lower**2, x.upper**2))
+    return Interval(nearest**2, highest(x.lower**2, x.upper**2))
 
 
 def _plain(x: Interval, eps: Array) -> _Row:
@@ -95,15 +95,15 @@ def _centered(x: Interval, eps: Array) -> _Row:
     gain = math.sqrt(1 - 1 / n)
     middle, means = midpoint(x), Interval(*(others(end) / rest for end in x))
     z = Interval(gain * (x.lower - means.upper), gain * (x.upper - means.lower))
-    highest, squares = _squares(x).upper, _squares(z)
+    farthest, squares = _squares(x).upper, _squares(z)
     of_all = Interval(*(jnp.mean(end, axis=-1, keepdims=True) for end in x))
     least = _least_spread(x, of_all, lambda v: jnp.sum(v, axis=-1, keepdims=True))
     # Around any point the sum of squares is at least the one around the mean.
-    most = jnp.sum(highest, axis=-1, keepdims=True)
+    most = jnp.sum(farthest, axis=-1, keepdims=True)
     total = Interval(least + constant, most + constant)
     s = Interval(
-        jnp.maximum(_least_spread(x, means, others), least - squares.upper) + constant,
-        jnp.minimum(others(highest), most - squares.lower) + constant,
+        highest(_least_spread(x, means, others), least - squares.upper) + constant,
+        lowest(others(farthest), most - squares.lower) + constant,
     )
     lean = others(middle) / rest
     tangent = others(middle**2) - rest * lean**2 + constant
@@ -125,7 +125,7 @@ def _least_spread(x: Interval, means: Interval, add: Callable[[Array], Array]) -
     apart = center - jnp.clip(center, x.lower, x.upper)
     height, slope = add(apart**2), 2 * add(apart)
     ends = [height + slope * (end - center) for end in means]
-    return jnp.maximum(jnp.minimum(*ends), 0)
+    return jnp.maximum(lowest(*ends), 0)
 
 
 def _ratio(z: Array, squares: Array) -> Array:
@@ -137,8 +137,8 @@ def _interval(row: _Row) -> Interval:
     """f at the ends of z: with the least s where that leads away from zero, with the largest where it leads to it."""
 
     def end(z: Array, sign: int) -> Array:
-        near = jnp.maximum(z * z + row.s.lower, row.total.lower)
-        far = jnp.minimum(z * z + row.s.upper, row.total.upper)
+        near = highest(z * z + row.s.lower, row.total.lower)
+        far = lowest(z * z + row.s.upper, row.total.upper)
         return row.factor * _ratio(z, jnp.where(sign * z >= 0, near, far))
 
     return Interval(end(row.z.lower, -1), end(row.z.upper, 1))
@@ -146,6 +146,8 @@ def _interval(row: _Row) -> Interval:
 
 def _planes(row: _Row) -> tuple[Planes, Planes]:
     """Planes below and above, of slopes (a, b) by chords and tangents along z and s."""
+    ends = settled(row.z, row.s)
+    row = row._replace(z=ends[0], s=ends[1])
     z, s = midpoint(row.z), midpoint(row.s)
     low, high = (jnp.sqrt(z * z + end) for end in row.s)
     chord = chord_slope(row.z, lambda v: _ratio(v, v * v + s), lambda v: s * _power(v * v + s, -1.5))
@@ -160,7 +162,7 @@ def _planes_of_slopes(row: _Row, a: Array, b: Array, side: int) -> Planes:
     s, z = jnp.where(side * b >= 0, row.tangent, row.chord), midpoint(row.z)
     points = _extreme_points(row, a, b)
     gaps = _ratio(points[0], points[0] ** 2 + points[1]) - a * (points[0] - z) - b * (points[1] - s)
-    value = jnp.min(gaps, axis=0) if side == 1 else jnp.max(gaps, axis=0)
+    value = lowest(*gaps) if side == 1 else highest(*gaps)
     unit = row.factor / row.scale
     left = jnp.stack([2 * unit * b, -unit * (row.pull * a + 2 * row.lean * b)], axis=1)
     right = jnp.stack([row.middle, jnp.ones_like(row.middle)])

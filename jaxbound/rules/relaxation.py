@@ -94,6 +94,32 @@ def _settled_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tup
     return settled(*primals), tuple(tangents)
 
 
+@jax.custom_jvp
+def lowest(*values: Array) -> Array:
+    """The least of some values, with the derivative of one that is least.
+
+    For values that tie by their nature, as a chord's two ends do. The derivative of a `minimum` compares once for each
+    of its operands; of comparisons that are rounded differently both may win or none, and the derivative be anything.
+    """
+    return functools.reduce(jnp.minimum, values)
+
+
+@lowest.defjvp
+def _lowest_jvp(primals: tuple[Array, ...], tangents: tuple[Array, ...]) -> tuple[Array, Array]:
+    least, index = primals[0], np.int8(0)
+    for k, value in enumerate(primals[1:], 1):
+        index, least = jnp.where(value < least, np.int8(k), index), jnp.minimum(value, least)
+    if len(primals) > 1:
+        (index,) = settled(index)
+    tangent = functools.reduce(lambda t, k: jnp.where(index == k, tangents[k], t), range(1, len(tangents)), tangents[0])
+    return lowest(*primals), jnp.broadcast_to(tangent, jnp.shape(least))
+
+
+def highest(*values: Array) -> Array:
+    """The greatest of some values that tie by their nature: see `lowest`."""
+    return -lowest(*(-value for value in values))
+
+
 def line(slope: Array, intercept: Array) -> Affine:
     """The affine function of one operand."""
     return Affine((slope,), intercept)
@@ -117,8 +143,7 @@ def support(fn: Scalar, slope: Array, points: Sequence[Array]) -> tuple[Affine, 
     """The lines of a given slope through the lowest and the highest of the points (p, f(p))."""
     slope, *points = settled(slope, *points)
     offsets = [fn(point) - slope * point for point in points]
-    lowest, highest = functools.reduce(jnp.minimum, offsets), functools.reduce(jnp.maximum, offsets)
-    return line(slope, lowest), line(slope, highest)
+    return line(slope, lowest(*offsets)), line(slope, highest(*offsets))
 
 
 def flipped(relaxation: Relaxation) -> Relaxation:

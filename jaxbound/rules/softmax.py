@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jaxbound.rules.activations import whole
 from jaxbound.rules.mixing import Planes, mixing
 from jaxbound.rules.registry import Nonlinear
-from jaxbound.rules.relaxation import Affine, Relaxation, settled
+from jaxbound.rules.relaxation import Affine, Relaxation, highest, settled
 from jaxbound.sets import Array, Interval, midpoint, radius
 
 
@@ -88,7 +88,7 @@ def _plane_above(x: Interval) -> tuple[Array, Array]:
     low, high = (jnp.exp(end - top) for end in x)
     slopes = high * mean_decay(x.upper - x.lower)
     # The chord is above exp at both ends, whatever the rounding of its slope.
-    heights = jnp.maximum(low + slopes * radius(x), high - slopes * radius(x))
+    heights = highest(low + slopes * radius(x), high - slopes * radius(x))
     total = jnp.sum(heights, axis=-1, keepdims=True)
     slopes, total = settled(slopes, total)
     leading = jax.nn.one_hot(jnp.argmax(x.lower, axis=-1), x.lower.shape[-1], dtype=x.lower.dtype)
@@ -124,7 +124,7 @@ def _softmax_planes(x: Interval) -> tuple[Planes, Planes]:
     low, high = (jnp.exp(end) for end in ends)
     chord = high * mean_decay(ends.upper - ends.lower)
     t = middle - below[1]
-    height = jnp.maximum(low + chord * (t - ends.lower), high + chord * (t - ends.upper))
+    height = highest(low + chord * (t - ends.lower), high + chord * (t - ends.upper))
     return _planes(above[0], touch, touch), _planes(below[0], chord, height)
 
 

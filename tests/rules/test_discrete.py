@@ -65,6 +65,19 @@ def test_of_what_is_unknown_every_decision_is_open(method):
     assert lower == -(2.0**31) and upper == 2.0**31
 
 
+@pytest.mark.parametrize("method", [jaxbound.ibp, jaxbound.crown_ibp])
+def test_unsigned_integers_in_single_precision(method):
+    def position(x):  # a binary search, whose loop counts by unsigned integers
+        return number(jnp.searchsorted(np.array([-1.0, 0.0, 1.0], x.dtype), x))
+
+    box = jaxbound.Interval(jnp.array([-1.0, 0.5, -2.0]), jnp.array([0.5, 0.5, 3.0]))
+    # The loop's ends forget one another: 2 is the largest position of the first element.
+    np.testing.assert_array_equal(method(position)(box), [[0, 2, 0], [3, 2, 3]])
+    undefined = jaxbound.Interval(jnp.array(-1.0), jnp.array(1.0))
+    assert method(lambda x: number(jnp.log(x).astype(jnp.uint32) + jnp.uint32(0)))(undefined) == (0, 2.0**32)
+    assert method(lambda x: number(lax.div((2 + x).astype(jnp.uint32), jnp.uint32(0))))(undefined) == (0, 2.0**32)
+
+
 def test_integers_that_may_overflow_are_unknown(double):
     info = jnp.iinfo(jnp.int32)
 

@@ -4,7 +4,19 @@ import numpy as np
 import pytest
 
 from jaxbound.rules.curves import convex
-from jaxbound.rules.relaxation import Affine, Relaxation, choose, chord_slope, constant, flipped, line, settled, support
+from jaxbound.rules.relaxation import (
+    Affine,
+    Relaxation,
+    choose,
+    chord_slope,
+    constant,
+    flipped,
+    highest,
+    line,
+    lowest,
+    settled,
+    support,
+)
 from jaxbound.sets import Interval
 from tests import soundness
 from tests.rules.test_curves import gaps, intervals
@@ -25,6 +37,18 @@ def test_support_lines_pass_through_the_extreme_points():
     offsets = [p**2 - 0.3 * p for p in (-1.0, 0.5, 2.0)]
     np.testing.assert_allclose([below(0.0)[0], above(0.0)[0]], [min(offsets), max(offsets)])
     assert below.slopes[0] == above.slopes[0] == 0.3
+
+
+def test_values_that_tie_have_the_derivative_of_one_of_them():
+    values = jnp.array([1.0, 2.0, 1.0]), jnp.array([1.0, 1.0, 1.0]), jnp.array(1.0)
+    for fn, expected, plain in ((lowest, 0, jnp.minimum), (highest, 1, jnp.maximum)):
+        found, pullback = jax.vjp(jax.jit(fn), *values)
+        np.testing.assert_array_equal(found, plain(plain(*values[:2]), values[2]))
+        shares = np.array([np.broadcast_to(share, 3) for share in pullback(jnp.array([1.0, 0.0, 0.0]))])[:, 0]
+        assert sorted(shares) == [0, 0, 1], "at a tie `minimum` has halves"
+        first, second, third = pullback(jnp.array([0.0, 1.0, 0.0]))
+        assert first[1] == expected and first[1] + second[1] + third == 1
+    assert jax.grad(lowest)(3.0) == 1
 
 
 def test_flipped_is_the_relaxation_of_the_negative():
