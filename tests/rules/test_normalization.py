@@ -152,6 +152,22 @@ def test_derivatives_of_bounds(double):
         np.testing.assert_allclose(gradients[0] @ along, (moved[0] - moved[1]) / (2 * step), rtol=1e-4)
 
 
+def test_on_a_point_bounds_have_the_derivative_of_the_function(double):
+    heads, xs = soundness.weights(3, 4), jnp.asarray(soundness.weights(3, 4), float)
+
+    def network(kernel, x):
+        return heads @ layer_norm(W[::-1] @ jnp.tanh(kernel @ x), EPS)
+
+    def lowest(kernel, x):
+        return jaxbound.crown_ibp(network)(kernel, jaxbound.Interval(x, x)).lower
+
+    found, expected = (
+        jax.jit(jax.grad(lambda kernel, fn=fn: jax.vmap(lambda x: fn(kernel, x))(xs).sum()))(jnp.asarray(W, float))
+        for fn in (lowest, network)
+    )
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=1e-8)
+
+
 def test_a_row_with_an_infinite_element_has_no_norm():
     box = jaxbound.Interval(jnp.array([0.0, -jnp.inf, 1.0]), jnp.array([1.0, -jnp.inf, 2.0]))
     for norm in (layer_norm, rms_norm):
