@@ -10,12 +10,17 @@ import jax.numpy as jnp
 from jaxbound import relax
 from jaxbound.bounds import lower_value
 from jaxbound.methods.backward import blend, check_beta, is_number
+from jaxbound.methods.chunks import Chunks
 from jaxbound.methods.interval import Propagation, linear_tail, propagate
 from jaxbound.methods.problem import Problem, prepare
 from jaxbound.methods.rows import choose_lines, lower_rows
 from jaxbound.rules.softmax import mean_decay
 from jaxbound.sets import Array, Interval, Set, midpoint, radius
 from jaxbound.specs import checked_label
+
+# The rows of the margins are others for each example of a batch: so many classes' are held, and made again for
+# derivatives. All of them, [B, K, *x], drive a step with many classes out of the cache (`python -m benchmarks.fusion`).
+AT_ONCE = Chunks(size=32, again=True)
 
 
 def fused_cross_entropy(fn: Callable, *, relu: relax.ReluStrategy = relax.adaptive, beta: Any = 1.0) -> Callable:
@@ -104,13 +109,16 @@ def _margins(problem: Problem, propagation: Propagation, label: Array) -> Interv
 
 def _range_of_margins(coeffs: Array, region: Set, label: Array) -> Interval:
     """Both ends [K] of <coeffs[label] - coeffs[i], x> on a set."""
-    # [K, *x] for each example: made once, not for each of its uses.
-    rows = jax.lax.optimization_barrier(coeffs[label] - coeffs)
     if not isinstance(region, Interval):
-        return Interval(lower_value([rows], jnp.zeros(()), [region]), -lower_value([-rows], jnp.zeros(()), [region]))
-    axes, exact = jnp.ndim(region.lower), jax.lax.Precision.HIGHEST
-    center = jnp.tensordot(coeffs, midpoint(region), axes, precision=exact)
-    reach = jnp.tensordot(jnp.abs(rows), radius(region), axes, precision=exact)
+
+        def ends(others: Array) -> Interval:
+            rows, nothing = coeffs[label] - others, jnp.zeros(())
+            return Interval(lower_value([rows], nothing, [region]), -lower_value([-rows], nothing, [region]))
+
+        return AT_ONCE.map(ends, coeffs)
+    product = functools.partial(jnp.tensordot, axes=jnp.ndim(region.lower), precision=jax.lax.Precision.HIGHEST)
+    center = product(coeffs, midpoint(region))
+    reach = AT_ONCE.map(lambda others: product(jnp.abs(coeffs[label] - others), radius(region)), coeffs)
     return Interval(center[label] - center - reach, center[label] - center + reach)
 
 

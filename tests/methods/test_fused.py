@@ -9,6 +9,7 @@ from jax.test_util import check_grads
 
 import jaxbound
 from jaxbound import attacks, losses, relax
+from jaxbound.methods.fused import AT_ONCE
 from jaxbound.rules.softmax import mean_decay
 from tests import soundness
 
@@ -265,6 +266,37 @@ def test_nothing_but_the_last_layer_grows_with_the_classes():
     shapes = [shape for shape in shapes_in(jax.make_jaxpr(step)(params(), *boxes()).jaxpr) if CLASSES in shape]
     assert (BATCH, CLASSES, 6) in shapes  # the rows of the margins
     assert not [shape for shape in shapes if {4, 7} & set(shape) or (BATCH in shape and shape.count(CLASSES) > 1)]
+
+
+@pytest.mark.parametrize("p", [1, 2, np.inf])
+def test_many_classes_are_held_in_parts(p, double):
+    """Rows of the margins are made for some classes at a time, the last of which are fewer; no number changes."""
+    many = 2 * AT_ONCE.size + 3
+    kernel, labels = jnp.asarray(soundness.weights(many, 4), float), jnp.array([0, many - 1, AT_ONCE.size])
+    centers = jnp.asarray(soundness.weights(BATCH, 4), float)
+
+    def region(center):
+        if p == np.inf:
+            return jaxbound.Interval(center - 0.3, center + 0.3)
+        return jaxbound.Ball(center, jnp.full(4, 0.3), p)
+
+    def loss(of_one):
+        def total(kernel, centers):
+            return jax.vmap(lambda x, label: of_one(kernel, region(x), label))(centers, labels).sum()
+
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1)))
+
+    def by_rows(kernel, box, label):
+        spec = jaxbound.margin_spec(label, many, float)
+        return losses.robust_cross_entropy(jaxbound.ibp(jnp.matmul)(kernel, box, spec=spec))
+
+    def fused(kernel, box, label):
+        return jaxbound.fused_cross_entropy(jnp.matmul, beta=0)(kernel, box, label=label)
+
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-9, atol=1e-12)
+    jax.tree.map(close, loss(fused)(kernel, centers), loss(by_rows)(kernel, centers))
+    shapes = set(shapes_in(jax.make_jaxpr(loss(fused))(kernel, centers).jaxpr))
+    assert (BATCH, AT_ONCE.size, 4) in shapes and (BATCH, many, 4) not in shapes
 
 
 def test_mean_decay(precision):
