@@ -140,11 +140,12 @@ def main():
     }.items():
         timings = of_classes(loss, flags.few, flags.many, batch=flags.batch, rounds=flags.rounds)
         print(table(Comparison("DM-medium", title, timings)), end="\n\n", flush=True)
-    timings, error = of_radii(flags.batch, flags.rounds)
-    comparison = Comparison("DM-medium", f"IBP training step at several radii, batch {flags.batch}", timings)
-    print(table(comparison))
-    share = comparison.ratio(timings[1]) / len(RADII)
-    print(f"  all radii at once over one step for each: {share:.2f}; gradients differ by {error:.1e}")
+    for name, body in {"DM-small": models.DM_SMALL.layers[:-1], "DM-medium": BODY}.items():
+        timings, error = of_radii(flags.batch, flags.rounds, body)
+        comparison = Comparison(name, f"IBP training step at several radii, batch {flags.batch}", timings)
+        share = comparison.ratio(timings[1]) / len(RADII)
+        print(table(comparison))
+        print(f"  all radii at once over one step for each: {share:.2f}; gradients differ by {error:.1e}\n", flush=True)
 
 
 if __name__ == "__main__":
