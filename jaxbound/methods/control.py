@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from jaxbound.methods.problem import is_float, rule_params, valid_interval
 from jaxbound.program import Equation, Program, Scan, While
-from jaxbound.rules.discrete import as_box, extremes, hull, is_bool, unknown
+from jaxbound.rules.discrete import as_box, extremes, hull, is_bool, where_known
 from jaxbound.rules.registry import Enclosed
 from jaxbound.rules.relaxation import Affine, Relaxation
 from jaxbound.sets import Array, Interval, is_set
@@ -130,7 +130,7 @@ def _propagate_while(loop: While, operands: list[Any], mask: Sequence[bool], pro
     count, settled, state, stopped = jax.lax.while_loop(goes_on, advance, start)
     in_time = settled | ~predicate(state).upper
     results = [_joined(~settled, x, y) for x, y in zip(state, stopped, strict=True)]
-    return [_unless(in_time, x) for x in results]
+    return [where_known(in_time, x) for x in results]
 
 
 def _joined(condition: Array, first: Interval, second: Interval) -> Interval:
@@ -142,8 +142,3 @@ def _nothing(like: Interval) -> Interval:
     """What leaves its partner in a hull as it is."""
     least, greatest = extremes(like.lower.dtype)
     return Interval(jnp.full_like(like.lower, greatest), jnp.full_like(like.upper, least))
-
-
-def _unless(known: Array, box: Interval) -> Interval:
-    """The interval if it is known, else everything."""
-    return Interval(*(jnp.where(known, *ends) for ends in zip(box, unknown(box.lower), strict=True)))

@@ -13,7 +13,7 @@ from jaxbound.methods.composites import recognized
 from jaxbound.methods.patterns import with_leaky_relus
 from jaxbound.program import Equation, Program
 from jaxbound.rules.activations import named
-from jaxbound.rules.discrete import unknown
+from jaxbound.rules.discrete import where_known
 from jaxbound.rules.registry import Floats, Rule, UnsupportedError, lookup
 from jaxbound.sameness import same_program
 from jaxbound.sets import Array, Ball, Interval, Set, SupportSet, element, is_set
@@ -205,7 +205,7 @@ def valid_interval(lower: Array, upper: Array) -> Interval:
     """
     valid = is_valid(lower, upper)
     if not is_float(lower):
-        return Interval(*(jnp.where(valid, *ends) for ends in zip((lower, upper), unknown(lower), strict=True)))
+        return where_known(valid, Interval(lower, upper))
     low, high = jnp.minimum(lower, upper), jnp.maximum(lower, upper)
     return Interval(jnp.where(valid, low, -jnp.inf), jnp.where(valid, high, jnp.inf))
 

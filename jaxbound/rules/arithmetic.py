@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from jaxbound.rules.convolution import convolve, convolve_to_transpose
 from jaxbound.rules.curves import convex
-from jaxbound.rules.discrete import as_box, integers, negated, unknown
+from jaxbound.rules.discrete import as_box, integers, negated, where_known
 from jaxbound.rules.registry import Coefficient, Linear, Nonlinear, register
 from jaxbound.rules.relaxation import Affine, Freedom, Relaxation, choose, constant, line
 from jaxbound.sets import Array, Interval, midpoint, radius
@@ -133,8 +133,7 @@ def _substituted(plane: Affine, lines: Relaxation) -> Affine:
 def _integer_quotient(x: Any, y: Array, **_: Any) -> Interval:
     """Towards zero, by a constant; by zero it is unknown."""
     ends = [jax.lax.div(end, y) for end in as_box(x)]
-    exact = jnp.minimum(*ends), jnp.maximum(*ends)
-    return Interval(*(jnp.where(y == 0, *sides) for sides in zip(unknown(exact[0]), exact, strict=True)))
+    return where_known(y != 0, Interval(jnp.minimum(*ends), jnp.maximum(*ends)))
 
 
 register(

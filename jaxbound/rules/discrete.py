@@ -45,6 +45,16 @@ def hull(*boxes: Interval) -> Interval:
     return Interval(functools.reduce(jnp.minimum, lowers), functools.reduce(jnp.maximum, uppers))
 
 
+def _unknown(like: Array) -> Interval:
+    """All values of an array's type."""
+    return Interval(*(jnp.full_like(like, end) for end in extremes(jnp.result_type(like))))
+
+
+def where_known(known: Array, box: Interval) -> Interval:
+    """The interval where it is known, elsewhere all values of its type."""
+    return Interval(*(jnp.where(known, *ends) for ends in zip(box, _unknown(box.lower), strict=True)))
+
+
 # Comparisons and logic. Each result grows, or falls, with each operand.
 
 
@@ -101,14 +111,9 @@ def _logic(fn: Callable) -> Enclosed:
         x, y = as_box(x), as_box(y)
         values = [fn(a, b) for a in x for b in y]
         boxes = [Interval(value, value) for value in values]
-        return hull(*boxes) if is_bool(x.lower.dtype) else unknown(values[0])
+        return hull(*boxes) if is_bool(x.lower.dtype) else _unknown(values[0])
 
     return Enclosed(interval)
-
-
-def unknown(like: Array) -> Interval:
-    """All values of an array's type."""
-    return Interval(*(jnp.full_like(like, end) for end in extremes(jnp.result_type(like))))
 
 
 register("and", _logic(jnp.bitwise_and))
@@ -123,7 +128,7 @@ def _logic_of_all(fn: Callable) -> Enclosed:
     def interval(x: Interval, *, axes: Sequence[int], **_: Any) -> Interval:
         if is_bool(x.lower.dtype):
             return Interval(*(fn(end, axis=axes) for end in x))
-        return unknown(jnp.max(x.lower, axis=axes, initial=0))
+        return _unknown(jnp.max(x.lower, axis=axes, initial=0))
 
     return Enclosed(interval)
 
@@ -145,7 +150,7 @@ def integers(interval: Callable[..., Interval], positions: tuple[int, ...] | Non
         lower, upper = interval(*wide, **params)
         # Rounded to float32 a number is off by a few parts in 10^7, and a sum by that of its largest part.
         safe = (lower >= 0.99 * least) & (upper <= 0.99 * greatest)
-        return Interval(*(jnp.where(safe, *ends) for ends in zip(exact, unknown(exact.lower), strict=True)))
+        return where_known(safe, exact)
 
     return Enclosed(checked, positions)
 
@@ -159,8 +164,7 @@ def _converted(x: Interval, *, new_dtype: Any, **_: Any) -> Interval:
     # What lies outside of the range, or has been rounded to its end, may become any value.
     safe = (x.lower.astype(float) > 0.999 * least - 1) & (x.upper.astype(float) < 0.999 * greatest)
     ends = (jnp.where(safe, jnp.trunc(end) if jnp.issubdtype(end.dtype, jnp.floating) else end, 0) for end in x)
-    pairs = zip(ends, (least, greatest), strict=True)
-    return Interval(*(jnp.where(safe, end.astype(new_dtype), jnp.asarray(all_, new_dtype)) for end, all_ in pairs))
+    return where_known(safe, Interval(*(end.astype(new_dtype) for end in ends)))
 
 
 CONVERTED = Enclosed(_converted, (0,))
